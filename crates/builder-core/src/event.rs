@@ -1,0 +1,80 @@
+//! What happens during a build: the log stream and the progress bar are both made of these.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::build::BuildState;
+
+/// How much an operator or a tenant should care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// For the curious.
+    Debug,
+    /// What is being done.
+    Info,
+    /// Something that the tenant should look at.
+    Warn,
+    /// Why the build failed.
+    Error,
+}
+
+/// Which part of the pipeline speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    /// Admission, queue, end of the build.
+    Builder,
+    /// The registry client.
+    Puller,
+    /// Layers to indexes.
+    Extractor,
+    /// Tree to image.
+    Writer,
+    /// Placing the image where it is served from.
+    Publisher,
+}
+
+/// A line for people, kept with the build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// 1 for a build's first line, then without gaps.
+    pub sequence: u64,
+    /// When it was written.
+    pub timestamp: SystemTime,
+    /// How much it matters.
+    pub level: Level,
+    /// Who wrote it.
+    pub component: Component,
+    /// One sentence.
+    pub message: String,
+    /// Figures and names that belong to it.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Something that happened in a running build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A line for the log.
+    Log {
+        /// How much it matters.
+        level: Level,
+        /// Who speaks.
+        component: Component,
+        /// One sentence.
+        message: String,
+        /// Figures and names that belong to it.
+        metadata: BTreeMap<String, String>,
+    },
+    /// The build moved on.
+    State(BuildState),
+    /// How far it is.
+    Progress {
+        /// `0..=100`.
+        percent: u8,
+        /// The step in words.
+        step: String,
+    },
+}

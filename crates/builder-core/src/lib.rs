@@ -1,0 +1,10 @@
+//! One build, from request to published image.
+//!
+//! Domain types without wire types, the pipeline that both the daemon and `builderd build` run, the worker processes
+//! in which every byte of a layer is parsed, and the state that survives a restart.
+
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod event;
+pub mod request;

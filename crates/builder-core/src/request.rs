@@ -1,0 +1,191 @@
+//! What a tenant asks for, already checked.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+use tenant::{TenantId, Tier};
+
+/// Who asks. Only `tenant_id` decides anything; the rest is recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantContext {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// The customer behind the tenant, free text.
+    pub customer_id: String,
+    /// The organization behind the customer, free text.
+    pub organization_id: String,
+    /// The tier that the request claims: recorded, never used.
+    pub claimed_tier: Option<Tier>,
+    /// Free text.
+    pub permissions: Vec<String>,
+    /// Free text.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A secret that neither `Debug` nor serde shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    #[must_use]
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    /// The secret itself, to be handed to the one who needs it and to nobody else.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether nothing was given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
+/// Credentials of one request: in memory only, never stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryCredentials {
+    /// User name for Basic.
+    pub username: String,
+    /// Password for Basic.
+    pub password: Secret,
+    /// Identity token or bearer token.
+    pub token: Secret,
+    /// Which registry they are for; empty for the image's own.
+    pub registry: String,
+}
+
+/// An image in a registry, or in a local layout or archive (command line only).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerImageSource {
+    /// The image reference as given.
+    pub image_uri: String,
+    /// `os/arch[/variant]`; `None` for the host's.
+    pub platform: Option<String>,
+    /// Recorded, as the original did.
+    pub pull_tags: Vec<String>,
+    /// For this build only.
+    #[serde(skip)]
+    pub credentials: Option<RegistryCredentials>,
+}
+
+/// What becomes process 1 of the microVM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitStrategy {
+    /// Our init prepares the guest, then supervises the image's command.
+    #[default]
+    Tini,
+    /// Nothing is added: exactly what the layers say (`--raw` of the command line).
+    Raw,
+}
+
+/// Overrides of the image's configuration, with Docker's meaning: `None` or empty leaves the image's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeOverrides {
+    /// Replaces CMD.
+    pub command: Vec<String>,
+    /// Replaces ENTRYPOINT and clears the image's CMD.
+    pub entrypoint: Vec<String>,
+    /// Replaces WORKDIR.
+    pub working_dir: Option<String>,
+    /// Added to ENV, name by name.
+    pub environment: BTreeMap<String, String>,
+    /// Added to EXPOSE.
+    pub exposed_ports: Vec<String>,
+}
+
+/// How layers are understood where the specification and Docker differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerMode {
+    /// The image-spec to the letter.
+    #[default]
+    Oci,
+    /// What containerd and Docker users see.
+    Docker,
+}
+
+/// How the image will be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Profile {
+    /// Written to by the guest.
+    #[default]
+    #[serde(rename = "rw")]
+    ReadWrite,
+    /// Never written to.
+    #[serde(rename = "ro")]
+    ReadOnly,
+}
+
+/// Which writer makes the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Our own.
+    Native,
+    /// e2fsprogs as a subprocess; needs root.
+    Mke2fs,
+}
+
+/// What the image should be like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootfsTarget {
+    /// Process 1.
+    pub init: InitStrategy,
+    /// Overrides of the image's configuration.
+    pub runtime: RuntimeOverrides,
+    /// Profile.
+    pub profile: Profile,
+    /// Free bytes in the guest.
+    pub free_space_bytes: u64,
+    /// Free inodes in the guest.
+    pub free_inodes: u64,
+    /// Layer semantics.
+    pub layer_mode: LayerMode,
+}
+
+/// What a request may lower; `None` is not given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestedLimits {
+    /// Bytes of memory.
+    pub max_memory_bytes: Option<u64>,
+    /// Cores.
+    pub max_cpu_cores: Option<u32>,
+    /// Bytes of disk: uncompressed layers plus the image.
+    pub max_disk_bytes: Option<u64>,
+    /// Seconds until the build is ended.
+    pub timeout_seconds: Option<u32>,
+    /// Registries that may be pulled from.
+    pub allowed_registries: Vec<String>,
+}
+
+/// One build request, checked as far as it can be without doing it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRequest {
+    /// Who asks.
+    pub tenant: TenantContext,
+    /// From what.
+    pub source: DockerImageSource,
+    /// To what.
+    pub target: RootfsTarget,
+    /// Limits of this build.
+    pub limits: RequestedLimits,
+    /// A name for people.
+    pub build_name: String,
+    /// Labels for people.
+    pub labels: BTreeMap<String, String>,
+    /// The asset id to register under, empty for none.
+    pub suggested_asset_id: String,
+}

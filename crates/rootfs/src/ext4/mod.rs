@@ -1,0 +1,1 @@
+//! The native ext4 writer.

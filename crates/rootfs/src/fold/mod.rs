@@ -1,0 +1,1 @@
+//! Layers onto each other, bottom first.

@@ -1,0 +1,1 @@
+//! The reference backend: e2fsprogs as a subprocess over a staged tree.

@@ -1,0 +1,76 @@
+//! Packs: the bodies of one layer's files, 4 KiB-aligned, zero blocks left out.
+
+use std::{fmt, fs::File, io, os::unix::fs::FileExt, sync::Arc};
+
+/// Block size of packs and of the images made from them, in bytes.
+pub const BLOCK_SIZE: u64 = 4096;
+
+/// Names one pack of a [`Packs`]: its position there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackId(pub u32);
+
+/// One layer's bodies: a file or memory, read at any offset by many threads at once.
+#[derive(Clone)]
+pub enum Pack {
+    /// A pack file. The writer may reflink or `copy_file_range` from it.
+    File(Arc<File>),
+    /// A pack in memory, for tests and for small trees made by code.
+    Memory(Arc<[u8]>),
+}
+
+impl fmt::Debug for Pack {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => formatter.debug_tuple("File").field(file).finish(),
+            Self::Memory(bytes) => formatter.debug_struct("Memory").field("bytes", &bytes.len()).finish(),
+        }
+    }
+}
+
+impl Pack {
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the pack ends before the buffer is full; whatever the read reports otherwise.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(buffer, offset),
+            Self::Memory(bytes) => {
+                let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+                let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(bytes.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The packs that a tree's files refer to.
+#[derive(Clone, Debug, Default)]
+pub struct Packs {
+    packs: Vec<Pack>,
+}
+
+impl Packs {
+    /// No packs: enough for a tree whose files all carry their content inline.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a pack and says under which name files refer to it.
+    ///
+    /// # Panics
+    /// Beyond 2^32 packs.
+    pub fn push(&mut self, pack: Pack) -> PackId {
+        let id = PackId(u32::try_from(self.packs.len()).expect("fewer than 2^32 packs"));
+        self.packs.push(pack);
+        id
+    }
+
+    /// The pack of that name, if there is one.
+    #[must_use]
+    pub fn get(&self, id: PackId) -> Option<&Pack> {
+        self.packs.get(id.0 as usize)
+    }
+}
