@@ -38,7 +38,9 @@ impl FromStr for BuildId {
     type Err = InvalidBuildId;
 
     fn from_str(value: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidBuildId { value: value.chars().take(80).collect() };
+        let invalid = || InvalidBuildId {
+            value: value.chars().take(80).collect(),
+        };
         let digits = value.strip_prefix("build-").ok_or_else(invalid)?;
         let lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if digits.len() != 32 || !digits.bytes().all(lower_hex) {

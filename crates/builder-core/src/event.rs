@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::build::BuildState;
 
@@ -77,4 +78,54 @@ pub enum Event {
         /// The step in words.
         step: String,
     },
+}
+
+/// Where a running build tells what happens. Cloned into every part of the pipeline.
+///
+/// The channel is bounded: a receiver that does not read holds the build up, so that nothing piles up in memory and no
+/// line is lost. A receiver that is gone holds nothing up.
+#[derive(Clone, Debug)]
+pub struct EventSender {
+    sender: mpsc::Sender<Event>,
+}
+
+/// A sender and the receiver that belongs to it, with room for `capacity` events (at least 1).
+#[must_use]
+pub fn channel(capacity: usize) -> (EventSender, mpsc::Receiver<Event>) {
+    let (sender, receiver) = mpsc::channel(capacity.max(1));
+    (EventSender { sender }, receiver)
+}
+
+impl EventSender {
+    /// Hands an event over, waiting for room.
+    pub async fn send(&self, event: Event) {
+        // Nobody listens any more: the build goes on without an audience.
+        let _ = self.sender.send(event).await;
+    }
+
+    /// Writes a line for the log.
+    pub async fn log(&self, level: Level, component: Component, message: impl Into<String>) {
+        self.log_with(level, component, message, []).await;
+    }
+
+    /// Writes a line for the log with figures that belong to it.
+    pub async fn log_with<const N: usize>(
+        &self,
+        level: Level,
+        component: Component,
+        message: impl Into<String>,
+        metadata: [(&str, String); N],
+    ) {
+        let metadata = metadata
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        self.send(Event::Log {
+            level,
+            component,
+            message: message.into(),
+            metadata,
+        })
+        .await;
+    }
 }

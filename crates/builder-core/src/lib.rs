@@ -6,5 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod error;
 pub mod event;
+pub mod pipeline;
 pub mod request;
+pub mod service;
+pub mod worker;
+
+pub use error::{BuildError, BuildErrorKind, ServiceError, StartError, StartErrorKind};

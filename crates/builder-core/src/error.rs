@@ -1,0 +1,204 @@
+//! What can go wrong, in words that a tenant may read.
+//!
+//! The text of every error here is for the tenant: it names what failed, what was expected and what was found, and
+//! holds no path of the host and no secret. What only an operator should see is in [`std::error::Error::source`].
+
+use std::{error::Error, fmt, io};
+
+/// A cause for the operator's log.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why a build ended without an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildErrorKind {
+    /// The request asks for something that does not fit the image or the service.
+    InvalidArgument {
+        /// The field of the request, as `docker_image.platform`.
+        field: &'static str,
+    },
+    /// The registry or the layout has no such image, tag or platform.
+    ImageNotFound,
+    /// The registry wants credentials, or other ones.
+    Unauthorized,
+    /// No answer from the registry.
+    RegistryUnreachable,
+    /// The registry asks to come back later.
+    RateLimited,
+    /// Content does not have the digest or the size that the manifest promised.
+    DigestMismatch,
+    /// The image is of a kind that is not built (schema 1, no such architecture, a foreign layer).
+    UnsupportedImage,
+    /// A layer is no well-formed archive.
+    CorruptLayer,
+    /// A limit of the tenant or of the service was reached.
+    LimitExceeded,
+    /// The place for the image cannot be written to.
+    OutputNotWritable,
+    /// No space is left for the image or for the layers.
+    DiskFull,
+    /// The image writer asked for needs a tool or a right that this host does not give.
+    BackendUnavailable,
+    /// The build took longer than it may.
+    TimedOut,
+    /// The build was cancelled.
+    Cancelled,
+    /// The fault is the service's own.
+    Internal,
+}
+
+/// Why a build ended without an image, with a message for its tenant.
+#[derive(Debug)]
+pub struct BuildError {
+    kind: BuildErrorKind,
+    message: String,
+    cause: Option<Cause>,
+}
+
+impl BuildError {
+    /// An error of that kind; `message` is one lower-case fragment without a final period.
+    #[must_use]
+    pub fn new(kind: BuildErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            cause: None,
+        }
+    }
+
+    /// Keeps what lies behind it for the operator's log.
+    #[must_use]
+    pub fn with_cause(mut self, cause: impl Into<Cause>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// What kind of error it is.
+    #[must_use]
+    pub const fn kind(&self) -> &BuildErrorKind {
+        &self.kind
+    }
+
+    /// A fault of the service itself: the tenant learns what was being done, the operator also why it failed.
+    pub(crate) fn internal(action: &str, cause: impl Into<Cause>) -> Self {
+        Self::new(
+            BuildErrorKind::Internal,
+            format!("internal error: failed to {action}"),
+        )
+        .with_cause(cause)
+    }
+
+    /// Sorts an I/O error met while `action` (as `write the layer's pack`): a full disk is the tenant's to know.
+    pub(crate) fn from_io(action: &str, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::new(
+                BuildErrorKind::DiskFull,
+                format!("no space left on the service's disk: failed to {action}"),
+            )
+            .with_cause(error),
+            _ => Self::internal(action, error),
+        }
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.cause {
+            Some(cause) => Some(cause.as_ref()),
+            None => None,
+        }
+    }
+}
+
+/// Why a call of [`crate::service::Builder`] was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// A field of the request is wrong.
+    #[error("{field}: {message}")]
+    InvalidArgument {
+        /// The field, with the path below the request, as `config.source.docker_image.image_uri`.
+        field: String,
+        /// What is wrong, expected and actual.
+        message: String,
+    },
+    /// There is no such build.
+    #[error("there is no such build")]
+    NotFound,
+    /// The build belongs to another tenant.
+    #[error("the build belongs to another tenant")]
+    PermissionDenied,
+    /// The build is in a state that does not allow it.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// A quota or a queue is full; the text names which, how much is used and what the limit is.
+    #[error("{0}")]
+    ResourceExhausted(String),
+    /// The service is shutting down.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Not built yet.
+    #[error("{feature} is not implemented yet")]
+    Unimplemented {
+        /// What was asked for.
+        feature: String,
+    },
+    /// The fault is the service's own; the cause is for the operator.
+    #[error("internal error")]
+    Internal(#[source] Cause),
+}
+
+/// Why the service could not start. For the operator: names paths.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+#[non_exhaustive]
+pub struct StartError {
+    /// What kind of error it is.
+    pub kind: StartErrorKind,
+    /// What failed, with the path or the figure.
+    pub message: String,
+    /// What lies behind it.
+    #[source]
+    pub source: Option<Cause>,
+}
+
+/// Sorts of [`StartError`], so that the caller can name the setting that is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartErrorKind {
+    /// The database directory cannot be used, or the file is not ours or of a later version.
+    Database,
+    /// The output directory cannot be made or written to.
+    OutputDirectory,
+    /// The workspace directory cannot be made or written to.
+    WorkspaceDirectory,
+    /// The scratch directory cannot be made or written to.
+    ScratchDirectory,
+    /// A setting contradicts itself, as no worker command or no build at once.
+    Configuration,
+    /// The registry client could not be made.
+    Registry,
+    /// The asset client could not be made.
+    AssetManager,
+}
+
+impl StartError {
+    pub(crate) fn new(kind: StartErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Cause>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
