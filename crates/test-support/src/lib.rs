@@ -1,1 +1,10 @@
-//! test-support
+//! What the tests of every crate share.
+//!
+//! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
+//!
+//! Everything is made in the process and listens on loopback only, so that a test needs neither the network nor a
+//! tool of the host.
+
+#![forbid(unsafe_code)]
+
+pub mod image;
