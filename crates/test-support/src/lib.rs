@@ -1,6 +1,7 @@
 //! What the tests of every crate share.
 //!
 //! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
+//! - [`registry`]: a registry that misbehaves on request.
 //!
 //! Everything is made in the process and listens on loopback only, so that a test needs neither the network nor a
 //! tool of the host.
@@ -8,3 +9,4 @@
 #![forbid(unsafe_code)]
 
 pub mod image;
+pub mod registry;
