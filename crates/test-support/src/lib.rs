@@ -2,6 +2,8 @@
 //!
 //! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
 //! - [`registry`]: a registry that misbehaves on request.
+//! - [`vm`]: a virtual machine that boots an image, where QEMU and a kernel are there.
+//! - [`lab`]: where such parts are kept, and how a test says that it cannot run without them.
 //!
 //! Everything is made in the process and listens on loopback only, so that a test needs neither the network nor a
 //! tool of the host.
@@ -9,4 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod image;
+pub mod lab;
 pub mod registry;
+pub mod vm;

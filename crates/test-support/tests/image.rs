@@ -1,6 +1,6 @@
 //! The image DSL says what it is told: checked with tools that others wrote, where this host has them.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+#![expect(clippy::unwrap_used, reason = "a test program")]
 
 use std::{io::Read as _, path::Path, process::Command};
 
@@ -10,20 +10,12 @@ use test_support::image::{
 
 /// Runs a program and gives its standard output; `None` when the host does not have it.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(arguments).output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            assert!(
-                std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(),
-                "{program} is missing"
-            );
-            println!("skipped: {program} is missing");
-            return None;
-        }
-        other => other.unwrap(),
-    };
+    let program = lab::program(program, program).map_err(lab::skip).ok()?;
+    let output = Command::new(&program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),
-        "{program}: {}",
+        "{}: {}",
+        program.display(),
         String::from_utf8_lossy(&output.stderr)
     );
     Some(String::from_utf8(output.stdout).unwrap())
