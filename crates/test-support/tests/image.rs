@@ -4,8 +4,9 @@
 
 use std::{io::Read as _, path::Path, process::Command};
 
-use test_support::image::{
-    BuiltImage, Compression, Fault, Format, Image, ImageIndex, Layer, LongNames, digest,
+use test_support::{
+    image::{BuiltImage, Compression, Fault, Format, Image, ImageIndex, Layer, LongNames, digest},
+    lab,
 };
 
 /// Runs a program and gives its standard output; `None` when the host does not have it.
