@@ -89,7 +89,7 @@ pub enum ImageError {
         limit_bytes: u64,
     },
     /// ext4 cannot hold what the tree says.
-    #[error("ext4 cannot hold {path}: {reason}", path = String::from_utf8_lossy(path))]
+    #[error("ext4 cannot hold {path}: {reason}", path = crate::text::printable(path))]
     Unrepresentable {
         /// Where in the tree.
         path: Vec<u8>,

@@ -15,9 +15,11 @@ pub mod ext4;
 pub mod fold;
 pub mod image;
 pub mod layer;
+pub mod listing;
 mod metadata;
 pub mod mke2fs;
 pub mod pack;
+mod text;
 pub mod tree;
 
 pub use metadata::{DeviceNumber, Metadata, Timestamp, Xattrs};

@@ -23,12 +23,18 @@ pub struct Timestamp {
 
 impl Timestamp {
     /// 1970-01-01T00:00:00Z: the time of directories that a layer implies but does not name.
-    pub const EPOCH: Self = Self { seconds: 0, nanoseconds: 0 };
+    pub const EPOCH: Self = Self {
+        seconds: 0,
+        nanoseconds: 0,
+    };
 
     /// A whole second.
     #[must_use]
     pub const fn from_seconds(seconds: i64) -> Self {
-        Self { seconds, nanoseconds: 0 }
+        Self {
+            seconds,
+            nanoseconds: 0,
+        }
     }
 }
 
@@ -60,6 +66,12 @@ impl Metadata {
     /// `mode`, owned by root, dated [`Timestamp::EPOCH`], without extended attributes.
     #[must_use]
     pub const fn root(mode: u16) -> Self {
-        Self { mode, uid: 0, gid: 0, mtime: Timestamp::EPOCH, xattrs: Xattrs::new() }
+        Self {
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::EPOCH,
+            xattrs: Xattrs::new(),
+        }
     }
 }
