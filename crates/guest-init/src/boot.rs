@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fmt, fs, io,
     os::unix::{
-        fs::DirBuilderExt as _,
+        fs::{DirBuilderExt as _, MetadataExt as _, fchown},
         process::{CommandExt as _, ExitStatusExt as _},
     },
     panic,
@@ -224,6 +224,7 @@ fn start(container: &Container, identity: &Identity) -> Result<i32, Failure> {
         command.env("HOME", "/");
     }
     command.envs(&container.environment);
+    give_console(identity.uid);
     sys::spawn(command, identity, directory).map_err(|error| {
         let place = directory.display();
         Failure(format!(
@@ -232,6 +233,27 @@ fn start(container: &Container, identity: &Identity) -> Result<i32, Failure> {
             identity.uid
         ))
     })
+}
+
+/// Makes the console the command's own, so that it can open `/dev/stdout` anew, as logs of many images are links to it.
+fn give_console(uid: u32) {
+    let null = fs::metadata("/dev/null").map(|metadata| metadata.rdev()).ok();
+    let is_null = |descriptor: u8| {
+        fs::metadata(format!("/proc/self/fd/{descriptor}"))
+            .map(|metadata| metadata.rdev())
+            .ok()
+            == null
+    };
+    // Only convenience is lost when it fails: what is open already stays usable.
+    if !is_null(0) {
+        let _ = fchown(io::stdin(), Some(uid), None);
+    }
+    if !is_null(1) {
+        let _ = fchown(io::stdout(), Some(uid), None);
+    }
+    if !is_null(2) {
+        let _ = fchown(io::stderr(), Some(uid), None);
+    }
 }
 
 /// Waits until `process` has ended; meanwhile passes signals on to its group and reaps whoever ends.

@@ -334,6 +334,17 @@ fn shell(script: &str) -> String {
 }
 
 #[test]
+fn privileged_another_user_can_open_the_console_anew() {
+    let Some(guest) = Guest::new() else { return };
+    let (output, status) = guest
+        .file("container.cmd", &shell("echo opened > /dev/stdout"))
+        .file("container.env", r#"{"user": "33"}"#)
+        .run();
+    assert_has(&output, "opened");
+    assert_reset(status, &output);
+}
+
+#[test]
 fn privileged_the_end_by_a_signal_is_told() {
     let Some(guest) = Guest::new() else { return };
     let (output, status) = guest.file("container.cmd", &shell("kill -9 $$")).run();
