@@ -93,6 +93,21 @@ pub enum BuildState {
 }
 
 impl BuildState {
+    /// The name in lower case, as `pulling`: in the database and in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Pulling => "pulling",
+            Self::Extracting => "extracting",
+            Self::Building => "building",
+            Self::Optimizing => "optimizing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing more will happen.
     #[must_use]
     pub const fn is_terminal(self) -> bool {
@@ -197,4 +212,8 @@ pub struct Build {
     pub progress_percent: u8,
     /// The step in words, as `index layer 3 of 9`.
     pub current_step: String,
+    /// The id under which assetmanagerd knows the image, once registered.
+    pub asset_id: Option<String>,
+    /// Builds that are served before this one, while it waits; 0 for the next one.
+    pub queue_position: Option<u32>,
 }

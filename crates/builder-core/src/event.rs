@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::build::BuildState;
+use crate::build::{BuildState, ImageMetadata};
 
 /// How much an operator or a tenant should care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -19,6 +19,19 @@ pub enum Level {
     Warn,
     /// Why the build failed.
     Error,
+}
+
+impl Level {
+    /// The name in lower case, as `warn`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
 }
 
 /// Which part of the pipeline speaks.
@@ -35,6 +48,20 @@ pub enum Component {
     Writer,
     /// Placing the image where it is served from.
     Publisher,
+}
+
+impl Component {
+    /// The name in lower case, as `puller`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Builder => "builder",
+            Self::Puller => "puller",
+            Self::Extractor => "extractor",
+            Self::Writer => "writer",
+            Self::Publisher => "publisher",
+        }
+    }
 }
 
 /// A line for people, kept with the build.
@@ -78,6 +105,8 @@ pub enum Event {
         /// The step in words.
         step: String,
     },
+    /// What the image's configuration says, as soon as it is known.
+    Metadata(Box<ImageMetadata>),
 }
 
 /// Where a running build tells what happens. Cloned into every part of the pipeline.

@@ -8,9 +8,14 @@
 pub mod build;
 pub mod error;
 pub mod event;
+mod pack_cache;
 pub mod pipeline;
 pub mod request;
 pub mod service;
+mod shape;
+mod store;
+mod text;
 pub mod worker;
 
 pub use error::{BuildError, BuildErrorKind, ServiceError, StartError, StartErrorKind};
+pub use pack_cache::PackCache;

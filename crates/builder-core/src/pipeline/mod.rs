@@ -1,28 +1,63 @@
-//! One build: reference in, published image out.
+//! One build: reference in, published image out. The daemon and `builderd build` both run this.
+//!
+//! ```text
+//! resolve ─ plan ─ layers, several at a time: cached layer file, or pull ═> index worker ─ verified
+//!                                                                              │
+//!                             publish <─ checksum <─ assemble worker <─ shape <┘
+//! ```
+//!
+//! The image is written under a hidden name in its final directory and appears there, together with its metadata, only
+//! when it is whole and synced. Whatever ends a build early (an error, the [`CancellationToken`], the time limit), its
+//! workers are dead and its temporary files gone when [`run`] returns. When its future is dropped, the workers are
+//! killed and the files removed too, but nobody waits for it.
+
+mod assemble;
+mod fetch;
+mod layers;
+mod progress;
+mod publish;
+mod stop;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::publish::{UNFINISHED_MARK, metadata_path};
+use self::{
+    layers::Sums,
+    progress::{Progress, megabytes},
+    publish::Draft,
+    stop::{Reason, Stop},
+};
 use crate::{
-    build::{BuildMetrics, ImageMetadata},
+    build::{BuildMetrics, BuildState, ImageMetadata},
     error::{BuildError, BuildErrorKind},
-    event::EventSender,
-    request::{Backend, BuildRequest},
-    worker::Launcher,
+    event::{Component, Event, EventSender, Level},
+    pack_cache::{Grant, PackCache},
+    request::{Backend, BuildRequest, LayerMode},
+    shape::{GuestInit, shape},
+    worker::{Launcher, Usage, WorkerLimits},
 };
 
 /// What a build needs from its surroundings. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PipelineConfig {
+    /// Resolves images and fetches their layers.
+    pub fetch: oci_fetch::Client,
+    /// Whether `oci:`, `oci-archive:` and `docker-archive:` may name files of this machine. Never for a request that
+    /// came over the network.
+    pub local_images: bool,
     /// Starts the workers.
     pub launcher: Arc<dyn Launcher>,
-    /// Holds unfinished layer packs, and the pack cache below `cache/packs`.
-    pub workspace_directory: PathBuf,
+    /// Keeps layer files between builds.
+    pub packs: PackCache,
+    /// Where the backend that stages its tree does so.
+    pub staging_directory: PathBuf,
     /// The init that [`crate::request::InitStrategy::Tini`] puts into the image.
     pub guest_init: Arc<[u8]>,
     /// The architecture that `guest_init` runs on, in OCI's words (`amd64`, `arm64`).
@@ -68,16 +103,266 @@ pub struct Outcome {
     pub metrics: BuildMetrics,
 }
 
-/// Runs one build and publishes its image at `output`, replacing what is there.
+/// What all parts of a running build share.
+struct Work<'a> {
+    config: &'a PipelineConfig,
+    request: &'a BuildRequest,
+    image: &'a oci_fetch::Image,
+    isolation_key: &'a str,
+    grant: &'a Grant,
+    progress: &'a Progress,
+    stop: &'a Stop,
+    sums: Sums,
+    usage: Mutex<Usage>,
+}
+
+impl Work<'_> {
+    const fn events(&self) -> &EventSender {
+        self.progress.events()
+    }
+
+    fn add_usage(&self, usage: Usage) {
+        let mut sum = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.cpu_time += usage.cpu_time;
+        sum.peak_memory_bytes = sum.peak_memory_bytes.max(usage.peak_memory_bytes);
+    }
+
+    /// Limits of any worker. The time limit is a second line: the build ends its workers itself.
+    fn worker_limits(&self) -> WorkerLimits {
+        WorkerLimits {
+            address_space_bytes: self.config.limits.max_memory_bytes,
+            file_size_bytes: None,
+            wall_time: self
+                .config
+                .limits
+                .timeout
+                .map(|limit| limit + Duration::from_secs(30)),
+        }
+    }
+
+    fn check_disk(&self, bytes: u64, what: &str) -> Result<(), BuildError> {
+        match self.config.limits.max_disk_bytes {
+            Some(limit) if bytes > limit => Err(BuildError::new(
+                BuildErrorKind::LimitExceeded,
+                format!("disk: {what} take {bytes} bytes, the build may use {limit}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs one build and publishes its image at `output`, replacing what is there, with its metadata beside it. The
+/// directory of `output` has to exist.
+///
+/// `events` gets a line for each thing worth knowing, figures several times a second, and the states from `Pulling` to
+/// `Optimizing`, each once and in order; how the build ended is what this returns.
 ///
 /// # Errors
 /// See [`BuildErrorKind`].
 pub async fn run(
-    _config: &PipelineConfig,
-    _request: &BuildRequest,
-    _output: &Path,
-    _events: EventSender,
-    _cancel: CancellationToken,
+    config: &PipelineConfig,
+    request: &BuildRequest,
+    output: &Path,
+    events: EventSender,
+    cancel: CancellationToken,
 ) -> Result<Outcome, BuildError> {
-    Err(BuildError::new(BuildErrorKind::Internal, "not written yet"))
+    let stop = Stop::default();
+    let progress = Progress::new(events);
+    let mut work = pin!(build(config, request, output, &progress, &stop));
+    let mut cancelled = pin!(cancel.cancelled());
+    let mut timed_out = pin!(async {
+        match config.limits.timeout {
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    });
+    let mut watch = pin!(progress.watch());
+    loop {
+        // A stop is a signal, not the end: the work is driven on until it has cleared up behind itself.
+        tokio::select! {
+            biased;
+            result = &mut work => return result,
+            () = &mut cancelled, if !stop.is_stopped() => stop.stop(Reason::Cancelled),
+            limit = &mut timed_out, if !stop.is_stopped() => stop.stop(Reason::TimedOut(limit)),
+            never = &mut watch => match never {},
+        }
+    }
+}
+
+async fn build(
+    config: &PipelineConfig,
+    request: &BuildRequest,
+    output: &Path,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<Outcome, BuildError> {
+    let events = progress.events();
+    // An image that could not be put anywhere is not worth a download.
+    let draft = {
+        let output = output.to_owned();
+        blocking(move || Draft::create(&output)).await??
+    };
+    progress.enter(BuildState::Pulling).await;
+    progress.report().await;
+
+    let resolved = stop.unless(fetch::resolve(config, request)).await?;
+    let image = &resolved.image;
+    let n_layers = image.layers.len();
+    let compressed_bytes: u64 = image.layers.iter().map(|layer| layer.size_bytes).sum();
+    let message = format!(
+        "Resolved {} to {} for {}: {n_layers} layers, {} compressed",
+        image.reference,
+        image.manifest_digest,
+        image.platform,
+        megabytes(compressed_bytes)
+    );
+    events
+        .log_with(
+            Level::Info,
+            Component::Puller,
+            message,
+            [
+                ("image.digest", image.manifest_digest.to_string()),
+                ("image.compressed_bytes", compressed_bytes.to_string()),
+            ],
+        )
+        .await;
+    let shaped = shape(
+        image,
+        request,
+        GuestInit {
+            binary: &config.guest_init,
+            architecture: &config.guest_architecture,
+        },
+    )?;
+    events
+        .send(Event::Metadata(Box::new(shaped.metadata.clone())))
+        .await;
+
+    let work = Work {
+        config,
+        request,
+        image,
+        isolation_key: request.tenant.tenant_id.as_str(),
+        grant: &resolved.grant,
+        progress,
+        stop,
+        sums: Sums::default(),
+        usage: Mutex::default(),
+    };
+    plan(&work, compressed_bytes)?;
+    progress.plan(n_layers, compressed_bytes);
+    let layers = layers::collect(&work).await?;
+    // An image without layers has passed all the same.
+    progress.enter(BuildState::Extracting).await;
+
+    progress.enter(BuildState::Building).await;
+    let building = progress.elapsed();
+    if request.target.layer_mode == LayerMode::Docker {
+        events
+            .log(
+                Level::Info,
+                Component::Writer,
+                "Reading the layers as Docker does",
+            )
+            .await;
+    }
+    let written = assemble::write(&work, &layers, &shaped, draft.file()).await?;
+    drop(layers);
+
+    progress.enter(BuildState::Optimizing).await;
+    let finishing = progress.elapsed();
+    let checksum = publish::checksum(&work, draft.file(), written.size_bytes).await?;
+    progress.begin(progress::Phase::Publish, 0).await;
+    if stop.is_stopped() {
+        return Err(stop.error());
+    }
+    // From here on the image is there; a cancellation comes too late.
+    let metadata_path = {
+        let metadata = shaped.metadata.clone();
+        blocking(move || draft.publish(&metadata)).await??
+    };
+    let trimmed = {
+        let packs = config.packs.clone();
+        blocking(move || packs.trim()).await?
+    };
+    if let Err(error) = trimmed {
+        tracing::warn!(%error, "Failed to trim the pack cache");
+    }
+
+    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let ended = progress.elapsed();
+    let times = progress.times();
+    let usage = *work.usage.lock().unwrap_or_else(PoisonError::into_inner);
+    let metrics = BuildMetrics {
+        pull_duration_ms: times.pulled.map(milliseconds),
+        extract_duration_ms: times.indexed.map(milliseconds),
+        build_duration_ms: Some(milliseconds(finishing.saturating_sub(building))),
+        optimize_duration_ms: Some(milliseconds(ended.saturating_sub(finishing))),
+        total_duration_ms: Some(milliseconds(ended)),
+        original_size_bytes: Some(work.sums.uncompressed_bytes.load(Ordering::Relaxed)),
+        rootfs_size_bytes: Some(written.size_bytes),
+        memory_peak_bytes: Some(usage.peak_memory_bytes),
+        disk_usage_bytes: Some(written.allocated_bytes),
+        cpu_time_ms: Some(milliseconds(usage.cpu_time)),
+        pulled_bytes: Some(work.sums.pulled_bytes.load(Ordering::Relaxed)),
+    };
+    let message = format!(
+        "Published the image: {} bytes, {} on disk, SHA-256 {checksum}",
+        written.size_bytes,
+        megabytes(written.allocated_bytes)
+    );
+    events
+        .log_with(
+            Level::Info,
+            Component::Publisher,
+            message,
+            [
+                ("rootfs.checksum", checksum.clone()),
+                ("rootfs.size_bytes", written.size_bytes.to_string()),
+            ],
+        )
+        .await;
+    Ok(Outcome {
+        image_path: output.to_owned(),
+        metadata_path,
+        size_bytes: written.size_bytes,
+        checksum,
+        metadata: shaped.metadata,
+        metrics,
+    })
+}
+
+/// Compares what the manifest says with what the build may use, before the first byte of a layer.
+fn plan(work: &Work<'_>, compressed_bytes: u64) -> Result<(), BuildError> {
+    if let Some(limit) = work.config.limits.max_compressed_bytes
+        && compressed_bytes > limit
+    {
+        return Err(BuildError::new(
+            BuildErrorKind::LimitExceeded,
+            format!("the image's layers have {compressed_bytes} bytes compressed, {limit} are allowed"),
+        ));
+    }
+    if work.image.layers.len() > assemble::MAX_LAYERS {
+        return Err(BuildError::new(
+            BuildErrorKind::UnsupportedImage,
+            format!(
+                "the image has {} layers, at most {} are built",
+                work.image.layers.len(),
+                assemble::MAX_LAYERS
+            ),
+        ));
+    }
+    // Compression makes nothing larger by much, so that this refuses nothing that would fit.
+    work.check_disk(compressed_bytes, "the layers, still compressed,")
+}
+
+/// Runs `work` in a thread for blocking work.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, BuildError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| BuildError::internal("do work on files", error))
 }

@@ -1,16 +1,60 @@
 //! The builds of a machine: accepted, queued, run, stored, followed.
+//!
+//! ```text
+//! create ─ validate ─ one row ─ queue ─ slot ─> pipeline ─ events ─> recorder ─ one transaction ─> followers
+//! ```
+//!
+//! A build is a row before its creator learns its name. Everything that happens to it is one transaction each, with the
+//! log lines that belong to it, and only then shown to followers: who follows never sees what a crash could take back.
+//! The queue is first come, first served.
+//!
+//! After a crash, [`Builder::start`] finds the builds that had not ended. One that needs no credentials starts over, up to
+//! three times; one that does ends with a reason, because credentials are never stored. What it left in the output
+//! directory is removed.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+mod follow;
+mod health;
+mod live;
+mod queue;
+mod recover;
+mod run;
+mod validate;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::Stream;
 use tenant::TenantId;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
+pub use self::health::{Check, Health};
+use self::{
+    live::{EndReason, LiveBuilds},
+    queue::{Queue, Waiting},
+};
 use crate::{
     build::{Build, BuildId, BuildState},
-    error::{ServiceError, StartError},
-    event::LogLine,
+    error::{ServiceError, StartError, StartErrorKind},
+    event::{Component, Level, LogLine},
+    pack_cache::PackCache,
+    pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
+    store::{self, NewBuild, NewLine, Store, StoreError},
+    worker::ProcessLauncher,
 };
+
+/// Builds on a page when the query does not say, and at most.
+const DEFAULT_PAGE_SIZE: u32 = 50;
+const MAX_PAGE_SIZE: u32 = 200;
+
+/// How long an ended worker may take to be gone before a caller is told that something is wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a [`Builder`] needs to know.
 #[derive(Clone, Debug)]
@@ -45,6 +89,8 @@ pub struct BuilderConfig {
     pub max_compressed_bytes: Option<u64>,
     /// Layers that one build pulls and indexes at the same time, at least 1.
     pub layers_in_parallel: usize,
+    /// How images are fetched.
+    pub fetch: oci_fetch::ClientConfig,
 }
 
 /// Which builds [`Builder::list`] lists.
@@ -71,98 +117,290 @@ pub struct BuildPage {
     pub total_count: u64,
 }
 
-/// Whether a part that building needs works.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Check {
-    /// It does.
-    Healthy,
-    /// It does not, with the reason for the operator.
-    Unhealthy(String),
+/// The builds of a machine. Cheap to clone.
+#[derive(Clone)]
+pub struct Builder {
+    inner: Arc<Inner>,
 }
 
-/// Whether the service can build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Health {
-    /// Output, workspace and scratch directories take files.
-    pub storage: Check,
-    /// The database answers and takes writes.
-    pub database: Check,
-    /// New builds are refused because the service is shutting down.
-    pub draining: bool,
+impl fmt::Debug for Builder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Builder")
+            .field("store", &self.inner.store)
+            .finish_non_exhaustive()
+    }
 }
 
-/// The builds of a machine.
-#[derive(Clone, Debug)]
-pub struct Builder {}
+struct Inner {
+    config: BuilderConfig,
+    /// With the limits of the machine; each build's own are cut from them.
+    pipeline: PipelineConfig,
+    store: Store,
+    live: LiveBuilds,
+    queue: Mutex<Queue>,
+    /// A slot became free.
+    slot_freed: Notify,
+    /// The service has stopped: nothing more will be written.
+    stopped: CancellationToken,
+}
 
 impl Builder {
     /// Opens the database, ends or requeues what a crash left behind, and starts to build.
     ///
     /// # Errors
-    /// See [`crate::error::StartErrorKind`].
-    pub async fn start(_config: BuilderConfig) -> Result<Self, StartError> {
-        Ok(Self {})
+    /// See [`StartErrorKind`].
+    pub async fn start(config: BuilderConfig) -> Result<Self, StartError> {
+        let pipeline = prepare(&config)?;
+        let store = Store::open(&config.database_directory).map_err(|error| {
+            StartError::new(StartErrorKind::Database, error.to_string()).with_source(error)
+        })?;
+        let inner = Arc::new(Inner {
+            queue: Mutex::new(Queue::new(config.max_concurrent_builds.max(1))),
+            config,
+            pipeline,
+            store,
+            live: LiveBuilds::default(),
+            slot_freed: Notify::new(),
+            stopped: CancellationToken::new(),
+        });
+        recover::recover(&inner).await?;
+        Inner::dispatch(&inner);
+        Ok(Self { inner })
     }
 
-    /// Accepts a build.
+    /// Accepts a build. Its row is in the database when this returns; dropping the future leaves it undecided whether
+    /// the build was accepted.
     ///
     /// # Errors
     /// `InvalidArgument` for a reference or registry that is not allowed, `ResourceExhausted` for a full queue,
     /// `Unavailable` while shutting down.
-    pub async fn create(&self, _request: BuildRequest) -> Result<Build, ServiceError> {
-        Err(ServiceError::Unavailable("not written yet".to_owned()))
+    pub async fn create(&self, request: BuildRequest) -> Result<Build, ServiceError> {
+        let inner = &self.inner;
+        validate::request(&inner.config, &request)?;
+        inner.lock_queue().admit(inner.config.max_queued_builds)?;
+
+        let id = BuildId::generate();
+        let live = inner.live.insert(id);
+        let line = NewLine::new(
+            Level::Info,
+            Component::Builder,
+            format!("Accepted the build of {}", request.source.image_uri),
+        );
+        let new = NewBuild {
+            id,
+            request: request.clone(),
+            created_at: store::now(),
+            rootfs_path: inner.image_path(&request.tenant.tenant_id, id),
+            lines: vec![line],
+        };
+        let inserted = inner.store.insert(new).await;
+        let mut build = match inserted {
+            Ok(build) => build,
+            Err(error) => {
+                inner.live.remove(id);
+                return Err(internal(error));
+            }
+        };
+        {
+            let mut queue = inner.lock_queue();
+            queue.push(Waiting { id, request, live });
+            build.queue_position = queue.position(id);
+        }
+        Inner::dispatch(inner);
+        Ok(build)
     }
 
     /// One build.
     ///
     /// # Errors
     /// `NotFound`, `PermissionDenied` for another tenant's.
-    pub async fn get(&self, _tenant: &TenantId, _id: &BuildId) -> Result<Build, ServiceError> {
-        Err(ServiceError::NotFound)
+    pub async fn get(&self, tenant: &TenantId, id: &BuildId) -> Result<Build, ServiceError> {
+        let mut build = self.inner.find(tenant, *id).await?;
+        self.inner.refresh(&mut build);
+        Ok(build)
     }
 
     /// Builds of a tenant, newest first.
     ///
     /// # Errors
     /// `InvalidArgument` for a page token that is none.
-    pub async fn list(&self, _query: ListQuery) -> Result<BuildPage, ServiceError> {
-        Err(ServiceError::NotFound)
+    pub async fn list(&self, query: ListQuery) -> Result<BuildPage, ServiceError> {
+        let before = match query.page_token.as_str() {
+            "" => None,
+            token => Some(validate::page_token(token)?),
+        };
+        let page_size = match query.page_size {
+            0 => DEFAULT_PAGE_SIZE,
+            size => size.min(MAX_PAGE_SIZE),
+        };
+        let listing = self
+            .inner
+            .store
+            .list(query.tenant, query.states, before, page_size as usize)
+            .await
+            .map_err(internal)?;
+        let mut builds = listing.builds;
+        for build in &mut builds {
+            self.inner.refresh(build);
+        }
+        Ok(BuildPage {
+            builds,
+            next_page_token: listing
+                .next_before
+                .map(validate::encode_page_token)
+                .unwrap_or_default(),
+            total_count: listing.total,
+        })
     }
 
     /// Ends a build that waits or runs; answers when its work has stopped.
     ///
     /// # Errors
-    /// `NotFound`, `PermissionDenied`, `FailedPrecondition` when it has ended already.
-    pub async fn cancel(&self, _tenant: &TenantId, _id: &BuildId) -> Result<Build, ServiceError> {
-        Err(ServiceError::NotFound)
+    /// `NotFound`, `PermissionDenied`, `FailedPrecondition` when it has ended already, in whatever way.
+    pub async fn cancel(&self, tenant: &TenantId, id: &BuildId) -> Result<Build, ServiceError> {
+        let inner = &self.inner;
+        inner.find(tenant, *id).await?;
+        let removed = inner.lock_queue().remove(*id);
+        if let Some(waiting) = removed {
+            run::end_waiting(inner, waiting.id, &waiting.live, EndReason::ByRequest).await;
+        } else if let Some(live) = inner.live.get(*id) {
+            live.end(EndReason::ByRequest);
+            if tokio::time::timeout(PATIENCE, live.ended()).await.is_err() {
+                return Err(ServiceError::Unavailable("the build does not end".to_owned()));
+            }
+        }
+        let build = inner.find(tenant, *id).await?;
+        if build.state == BuildState::Cancelled {
+            Ok(build)
+        } else {
+            Err(ServiceError::FailedPrecondition(format!(
+                "the build has ended as {}",
+                build.state.as_str()
+            )))
+        }
     }
 
     /// The log of a build, from `from_sequence` on (0 and 1 both mean the first line).
     ///
     /// Lines come from the database first, then, with `follow`, as they are written: without a gap, without a repeat,
     /// until the build ends. The first item is an error when the build does not exist or is another tenant's; a
-    /// shutdown ends the stream with `Unavailable`, and the caller may come back with the next sequence number.
+    /// shutdown ends the stream with `Unavailable`, and the caller may come back with the next sequence number. Lines are
+    /// read when the stream is polled: who reads slowly holds up nobody and takes no memory.
     pub fn logs(
         &self,
-        _tenant: TenantId,
-        _id: BuildId,
-        _from_sequence: u64,
-        _follow: bool,
+        tenant: TenantId,
+        id: BuildId,
+        from_sequence: u64,
+        follow: bool,
     ) -> impl Stream<Item = Result<LogLine, ServiceError>> + Send + 'static + use<> {
-        futures_util::stream::empty()
+        follow::stream(Arc::clone(&self.inner), tenant, id, from_sequence, follow)
     }
 
     /// Whether the service can build.
     pub async fn health(&self) -> Health {
-        Health {
-            storage: Check::Healthy,
-            database: Check::Healthy,
-            draining: false,
-        }
+        health::check(&self.inner).await
     }
 
     /// Refuses new builds, lets running ones finish for `grace`, then ends them with a reason; answers when nothing
     /// runs any more. Waiting builds stay in the database and are taken up at the next start.
-    pub async fn shutdown(&self, _grace: Duration) {}
+    pub async fn shutdown(&self, grace: Duration) {
+        self.inner.lock_queue().drain();
+        let inner = &self.inner;
+        if tokio::time::timeout(grace, inner.idle()).await.is_err() {
+            inner.live.end_all(EndReason::Shutdown);
+            if tokio::time::timeout(PATIENCE, inner.idle()).await.is_err() {
+                tracing::warn!("Builds are still running after the shutdown");
+            }
+        }
+        inner.stopped.cancel();
+    }
+}
+
+impl Inner {
+    /// Where the image of a build is, or will be.
+    fn image_path(&self, tenant: &TenantId, id: BuildId) -> PathBuf {
+        self.config
+            .output_directory
+            .join(tenant.as_str())
+            .join(format!("{id}.ext4"))
+    }
+
+    async fn find(&self, tenant: &TenantId, id: BuildId) -> Result<Build, ServiceError> {
+        let found = self.store.get(id).await.map_err(internal)?;
+        let build = found.ok_or(ServiceError::NotFound)?.build;
+        if build.request.tenant.tenant_id == *tenant {
+            Ok(build)
+        } else {
+            Err(ServiceError::PermissionDenied)
+        }
+    }
+
+    /// Adds what is not worth a transaction each: the latest figures, the place in the queue.
+    fn refresh(&self, build: &mut Build) {
+        if build.state.is_terminal() {
+            return;
+        }
+        if let Some((percent, step)) = self.live.get(build.id).and_then(|live| live.progress())
+            && percent >= build.progress_percent
+        {
+            build.progress_percent = percent;
+            build.current_step = step;
+        }
+        if build.state == BuildState::Pending {
+            build.queue_position = self.lock_queue().position(build.id);
+        }
+    }
+}
+
+/// Makes the directories and what the pipeline needs.
+fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
+    let staging_directory = config.workspace_directory.join("staging");
+    for (kind, directory) in [
+        (StartErrorKind::OutputDirectory, config.output_directory.as_path()),
+        (StartErrorKind::WorkspaceDirectory, &config.workspace_directory),
+        (StartErrorKind::WorkspaceDirectory, &staging_directory),
+        (StartErrorKind::ScratchDirectory, &config.scratch_directory),
+    ] {
+        usable(directory).map_err(|error| {
+            StartError::new(kind, format!("cannot write to {}", directory.display())).with_source(error)
+        })?;
+    }
+    let launcher = ProcessLauncher::from_command(&config.worker_command)
+        .ok_or_else(|| StartError::new(StartErrorKind::Configuration, "the worker command is empty"))?;
+    let max_pack_bytes = config.cache_enabled.then_some(config.pack_cache_max_bytes);
+    let packs = PackCache::open(&config.workspace_directory, max_pack_bytes).map_err(|error| {
+        StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the pack cache").with_source(error)
+    })?;
+    let fetch = oci_fetch::Client::new(config.fetch.clone()).map_err(|error| {
+        StartError::new(StartErrorKind::Registry, "cannot make the registry client").with_source(error)
+    })?;
+    Ok(PipelineConfig {
+        fetch,
+        local_images: false,
+        launcher: Arc::new(launcher),
+        packs,
+        staging_directory,
+        guest_init: Arc::clone(&config.guest_init),
+        guest_architecture: config.guest_architecture.clone(),
+        backend: config.backend,
+        layers_in_parallel: config.layers_in_parallel.max(1),
+        limits: BuildLimits {
+            timeout: Some(config.build_timeout),
+            max_compressed_bytes: config.max_compressed_bytes,
+            ..BuildLimits::default()
+        },
+    })
+}
+
+/// Makes the directory when it is absent, and a file in it.
+fn usable(directory: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    tempfile::tempfile_in(directory).map(drop)
+}
+
+/// An error that only the operator can do something about.
+fn internal(error: StoreError) -> ServiceError {
+    tracing::error!(error = &error as &dyn std::error::Error, "The database failed");
+    ServiceError::Internal(Box::new(error))
 }

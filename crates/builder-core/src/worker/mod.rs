@@ -1,14 +1,37 @@
-//! Worker processes.
+//! Worker processes: every byte of a layer is parsed, and every image written, in a process of its own.
+//!
+//! # The protocol
+//!
+//! The parent starts a worker with nothing but descriptors. On standard input it writes JSON lines: first the job, then
+//! `"verified"` or `"abort"`; the end of input means that the parent is gone, and the worker ends. On standard output
+//! the worker writes JSON lines: what it notes, how far it is, how it ended. Further descriptors are named in the job
+//! by their numbers. Nothing of a job is committed before `verified`: an index worker writes the pack while the layer
+//! streams in, but the index, without which a pack is nothing, only then.
+//!
+//! | job | descriptors | result |
+//! |---|---|---|
+//! | `index` | the compressed layer (a pipe), the layer file | the pack, then the index behind it, in the layer file |
+//! | `assemble` | a layer file for each layer, the init binary, the image | the image |
+//!
+//! A worker knows no path of a cache, no name of a tenant and no credential. Its answers are input like any other: lines
+//! are bounded in length and number, text is cleaned before it reaches a log, and files are checked before use.
 
-use std::{fmt, process::ExitCode};
+mod assemble;
+mod child;
+mod descriptors;
+mod index;
+mod launch;
+mod protocol;
+mod session;
 
-/// Starts worker processes.
-pub trait Launcher: fmt::Debug + Send + Sync {}
-
-/// The main function of a worker process: `builderd worker` calls it and exits with its code.
-///
-/// Reads the job from standard input and writes events to standard output; nothing else may use the two.
-#[must_use]
-pub fn main() -> ExitCode {
-    ExitCode::FAILURE
-}
+pub use self::{
+    child::main,
+    launch::{Launcher, ProcessLauncher, WorkerLimits, WorkerSpec},
+};
+pub(crate) use self::{
+    launch::MAX_DESCRIPTOR,
+    protocol::{
+        AssembleJob, Control, Edit, EditContent, ImageRequest, IndexJob, Job, LayerInput, WorkerEvent,
+    },
+    session::{Session, Usage, input_pipe},
+};

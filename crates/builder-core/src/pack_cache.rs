@@ -1,0 +1,486 @@
+//! Layer files, kept between builds.
+//!
+//! A layer file is what an index worker made of one blob: its pack, then its index. The cache is keyed by the digest of
+//! the compressed blob, which oci-fetch verified outside of any worker, and by the version of the writer; never by a
+//! `diff_id`, which is only a claim of the image's config.
+//!
+//! ```text
+//! cache/packs/v1-1/sha256-0123…/layer        pack, then index
+//!                               entry.json   lengths, hash of the index, what is known of the layer
+//!                               grant-89ab…  empty; one for each party that may use it
+//! cache/packs/tmp/…                          not finished yet; swept at the start
+//! ```
+//!
+//! An entry appears whole or not at all: it is made in `tmp`, synced, and renamed. On use its lengths and the hash of its
+//! index are compared with the record; an entry that does not fit is removed and made anew. The bodies in the pack are
+//! not hashed again on every use.
+//!
+//! An entry serves a build only under that build's own right to the blob: a *grant* records that this tenant, from this
+//! repository, has once received the very bytes. A build without one fetches the blob first (which oci-fetch may answer
+//! from its own cache, by its own rules) and then shares the entry.
+//!
+//! Entries in use hold a shared lock on their `entry.json`, so that the eviction of this or another process leaves them
+//! alone. When the total is over the limit, the least recently used entries go first.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, FileTimes},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::SystemTime,
+};
+
+use rootfs::layer::LayerIndex;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Raised when the layout of an entry changes.
+const ENTRY_FORMAT: u32 = 1;
+
+/// Grants that an entry keeps; beyond, a build without one fetches the blob.
+const MAX_GRANTS: usize = 1000;
+
+/// Bytes of an entry's record.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// Indexes that are read back at the same time. A hostile one takes memory up to its limit, so there must not be many.
+const CHECKS: usize = 2;
+
+const LAYER: &str = "layer";
+const RECORD: &str = "entry.json";
+
+/// A directory of layer files. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PackCache {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    entries: PathBuf,
+    unfinished: PathBuf,
+    /// `None`: nothing is kept.
+    max_bytes: Option<u64>,
+    /// Who is making which entry right now.
+    making: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    checks: Semaphore,
+}
+
+/// What is known of a layer file, as kept in `entry.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    pub(crate) diff_id: [u8; 32],
+    pub(crate) uncompressed_bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) pack_bytes: u64,
+    pub(crate) index_bytes: u64,
+    pub(crate) index_sha256: [u8; 32],
+}
+
+/// A layer file in use. The entry is not evicted before this is dropped.
+#[derive(Debug)]
+pub(crate) struct LayerFile {
+    pub(crate) file: File,
+    pub(crate) record: LayerRecord,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+enum Hold {
+    /// A shared lock on the entry's record.
+    Entry { _lock: File },
+    /// Not kept: the directory goes with the use.
+    Own { _directory: TempDir },
+}
+
+/// What a lookup found.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// A layer file that this build may use.
+    Granted(LayerFile),
+    /// A layer file for which this build has yet to prove its right to the blob.
+    Ungranted(LayerFile),
+    /// Nothing, or something damaged that was removed for the reason given.
+    Missing { damaged: Option<String> },
+}
+
+/// By what right a build uses a blob: an opaque fingerprint of tenant and repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grant(String);
+
+impl Grant {
+    pub(crate) fn new(isolation_key: &str, repository: &str) -> Self {
+        let mut hasher = Sha256::new();
+        hasher.update((isolation_key.len() as u64).to_le_bytes());
+        hasher.update(isolation_key);
+        hasher.update(repository);
+        Self(hex::encode(hasher.finalize()))
+    }
+
+    fn file_name(&self) -> String {
+        format!("grant-{}", self.0)
+    }
+}
+
+/// A layer file that is being made.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    directory: TempDir,
+    file: File,
+}
+
+impl Unfinished {
+    /// The file to write to, empty at first.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl PackCache {
+    /// The cache below `workspace`/cache/packs. Entries of other versions of the writer and what a crash left
+    /// unfinished are removed; what another process is making at this moment is left alone.
+    ///
+    /// With `max_bytes` `None` nothing is kept: layer files live as long as the build that made them.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn open(workspace: &Path, max_bytes: Option<u64>) -> io::Result<Self> {
+        let root = workspace.join("cache").join("packs");
+        let version = format!("v{ENTRY_FORMAT}-{}", LayerIndex::FORMAT_VERSION);
+        let unfinished = root.join("tmp");
+        fs::create_dir_all(&unfinished)?;
+        let inner = Inner {
+            entries: root.join(&version),
+            unfinished,
+            max_bytes,
+            making: Mutex::new(HashMap::new()),
+            checks: Semaphore::new(CHECKS),
+        };
+        fs::create_dir_all(&inner.entries)?;
+        for entry in fs::read_dir(&root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != "tmp" && name != *version {
+                remove_directory(&entry.path());
+            }
+        }
+        inner.sweep()?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Waits until no other build of the same party makes a layer file of this blob; the guard keeps others waiting.
+    /// Parties do not wait for each other: one's slow registry must not hold up another.
+    pub(crate) async fn queue(&self, isolation_key: &str, blob: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let name = format!("{blob} {isolation_key}");
+        let mutex = {
+            let mut making = self.inner.making.lock().unwrap_or_else(PoisonError::into_inner);
+            making.retain(|_, mutex| mutex.strong_count() > 0);
+            match making.get(&name).and_then(Weak::upgrade) {
+                Some(mutex) => mutex,
+                None => {
+                    let mutex = Arc::new(tokio::sync::Mutex::new(()));
+                    making.insert(name, Arc::downgrade(&mutex));
+                    mutex
+                }
+            }
+        };
+        mutex.lock_owned().await
+    }
+
+    /// Looks for a layer file made of `blob` (`sha256:…`) and checks it. Blocks.
+    pub(crate) fn lookup(&self, blob: &str, grant: &Grant) -> io::Result<Lookup> {
+        if self.inner.max_bytes.is_none() {
+            return Ok(Lookup::Missing { damaged: None });
+        }
+        let directory = self.inner.directory(blob);
+        match open_entry(&directory) {
+            Ok(file) if directory.join(grant.file_name()).exists() => Ok(Lookup::Granted(file)),
+            Ok(file) => Ok(Lookup::Ungranted(file)),
+            Err(Unusable::Absent) => Ok(Lookup::Missing { damaged: None }),
+            Err(Unusable::Io(error)) => Err(error),
+            Err(Unusable::Damaged(reason)) => {
+                self.inner.discard(&directory);
+                Ok(Lookup::Missing {
+                    damaged: Some(reason),
+                })
+            }
+        }
+    }
+
+    /// Notes that the holder of `grant` has received the blob's bytes. Blocks.
+    pub(crate) fn add_grant(&self, blob: &str, grant: &Grant) -> io::Result<()> {
+        let directory = self.inner.directory(blob);
+        let grants = match fs::read_dir(&directory) {
+            Ok(names) => names.count(),
+            // Evicted meanwhile: there is nothing to be granted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if grants < MAX_GRANTS {
+            File::create(directory.join(grant.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a turn to read an index back.
+    pub(crate) async fn check_turn(&self) -> SemaphorePermit<'_> {
+        self.inner
+            .checks
+            .acquire()
+            .await
+            .expect("the semaphore is never closed")
+    }
+
+    /// A new, empty layer file. Blocks.
+    pub(crate) fn begin(&self) -> io::Result<Unfinished> {
+        let directory = tempfile::Builder::new()
+            .prefix("layer-")
+            .tempdir_in(&self.inner.unfinished)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(directory.path().join(LAYER))?;
+        // Tells a sweep of another process that somebody is at work here.
+        rustix::fs::flock(&file, FlockOperation::LockShared)?;
+        Ok(Unfinished { directory, file })
+    }
+
+    /// Publishes a layer file that is complete and checked, and evicts what is too much. Blocks.
+    pub(crate) fn publish(
+        &self,
+        unfinished: Unfinished,
+        blob: &str,
+        record: LayerRecord,
+        grant: &Grant,
+    ) -> io::Result<LayerFile> {
+        let Unfinished {
+            directory,
+            file: written,
+        } = unfinished;
+        // From here on it is only read, and no worker is to get a descriptor that could write to it.
+        let file = File::open(directory.path().join(LAYER))?;
+        if self.inner.max_bytes.is_none() {
+            rustix::fs::flock(&file, FlockOperation::LockShared)?;
+            return Ok(LayerFile {
+                file,
+                record,
+                _hold: Hold::Own {
+                    _directory: directory,
+                },
+            });
+        }
+        let record_path = directory.path().join(RECORD);
+        fs::write(&record_path, serde_json::to_vec(&record)?)?;
+        File::create(directory.path().join(grant.file_name()))?;
+        let lock = File::options().read(true).write(true).open(&record_path)?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared)?;
+        written.sync_all()?;
+        lock.sync_all()?;
+        File::open(directory.path())?.sync_all()?;
+        let hold = match fs::rename(directory.path(), self.inner.directory(blob)) {
+            Ok(()) => {
+                // Moved away: there is nothing left to remove.
+                let _ = directory.keep();
+                File::open(&self.inner.entries)?.sync_all()?;
+                Hold::Entry { _lock: lock }
+            }
+            // Another party was faster. Ours holds the same and lives as long as this use.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                self.add_grant(blob, grant)?;
+                Hold::Own {
+                    _directory: directory,
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        self.inner.evict()?;
+        Ok(LayerFile {
+            file,
+            record,
+            _hold: hold,
+        })
+    }
+
+    /// Evicts what is over the limit and not in use. Blocks.
+    pub(crate) fn trim(&self) -> io::Result<()> {
+        self.inner.evict()
+    }
+}
+
+impl Inner {
+    fn directory(&self, blob: &str) -> PathBuf {
+        // `sha256:0123…`: validated by oci-fetch, so no separator or dot can be in it.
+        self.entries.join(blob.replace(':', "-"))
+    }
+
+    /// Takes an entry out of sight first, so that no one opens it half removed.
+    fn discard(&self, directory: &Path) {
+        let name = tempfile::Builder::new()
+            .prefix("gone-")
+            .tempdir_in(&self.unfinished);
+        if let Ok(place) = name
+            && let Err(error) = fs::rename(directory, place.path().join("entry"))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "Failed to remove a cache entry");
+        }
+        // The temporary directory is removed with everything in it.
+    }
+
+    fn evict(&self) -> io::Result<()> {
+        let Some(max_bytes) = self.max_bytes else {
+            return Ok(());
+        };
+        let mut entries = Vec::new();
+        let mut total = 0;
+        for directory in fs::read_dir(&self.entries)? {
+            let directory = directory?.path();
+            // Entries come and go beside us; one that is gone takes no space.
+            let (Ok(layer), Ok(record)) = (
+                fs::metadata(directory.join(LAYER)),
+                fs::metadata(directory.join(RECORD)),
+            ) else {
+                continue;
+            };
+            let bytes = layer.len() + record.len();
+            total += bytes;
+            entries.push((
+                record.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                bytes,
+                directory,
+            ));
+        }
+        entries.sort();
+        for (_, bytes, directory) in entries {
+            if total <= max_bytes {
+                break;
+            }
+            let Ok(record) = File::open(directory.join(RECORD)) else {
+                continue;
+            };
+            if rustix::fs::flock(&record, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            self.discard(&directory);
+            total -= bytes;
+        }
+        Ok(())
+    }
+
+    /// Removes what crashed builds left unfinished.
+    fn sweep(&self) -> io::Result<()> {
+        for directory in fs::read_dir(&self.unfinished)? {
+            let directory = directory?.path();
+            let in_use = File::open(directory.join(LAYER)).is_ok_and(|file| {
+                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+            });
+            if !in_use {
+                remove_directory(&directory);
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Unusable {
+    Absent,
+    Damaged(String),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound {
+            Self::Absent
+        } else {
+            Self::Io(error)
+        }
+    }
+}
+
+fn open_record(directory: &Path) -> Result<(File, LayerRecord), Unusable> {
+    let path = directory.join(RECORD);
+    let lock = File::options().read(true).write(true).open(&path)?;
+    rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(io::Error::from)?;
+    // An eviction may have come between the two calls; then the path leads elsewhere or nowhere.
+    let (ours, theirs) = (lock.metadata()?, fs::metadata(&path)?);
+    if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+        return Err(Unusable::Absent);
+    }
+    let mut text = Vec::new();
+    (&lock).take(MAX_RECORD_BYTES).read_to_end(&mut text)?;
+    let record = serde_json::from_slice(&text)
+        .map_err(|error| Unusable::Damaged(format!("its record is not readable: {error}")))?;
+    Ok((lock, record))
+}
+
+fn open_entry(directory: &Path) -> Result<LayerFile, Unusable> {
+    let (lock, record) = open_record(directory)?;
+    let file = match File::open(directory.join(LAYER)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Unusable::Damaged("its layer file is missing".to_owned()));
+        }
+        Err(error) => return Err(Unusable::Io(error)),
+    };
+    let length = file.metadata()?.len();
+    let expected = record.pack_bytes.saturating_add(record.index_bytes);
+    if length != expected {
+        return Err(Unusable::Damaged(format!(
+            "its layer file has {length} bytes, {expected} expected"
+        )));
+    }
+    if hash_index(&file, record.pack_bytes)? != record.index_sha256 {
+        return Err(Unusable::Damaged(
+            "its index does not have the recorded hash".to_owned(),
+        ));
+    }
+    // What was used last goes last; the time of change is the memory of that, also over a restart.
+    lock.set_times(FileTimes::new().set_modified(SystemTime::now()))?;
+    Ok(LayerFile {
+        file,
+        record,
+        _hold: Hold::Entry { _lock: lock },
+    })
+}
+
+/// SHA-256 of what follows the pack in a layer file.
+pub(crate) fn hash_index(file: &File, pack_bytes: u64) -> io::Result<[u8; 32]> {
+    use std::os::unix::fs::FileExt;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = pack_bytes;
+    loop {
+        match file.read_at(&mut buffer, offset)? {
+            0 => return Ok(hasher.finalize().into()),
+            length => {
+                hasher.update(&buffer[..length]);
+                offset += length as u64;
+            }
+        }
+    }
+}
+
+fn remove_directory(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "Failed to remove a stale directory of the pack cache");
+    }
+}
+
+#[cfg(test)]
+mod tests;

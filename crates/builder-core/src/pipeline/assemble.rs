@@ -1,0 +1,217 @@
+//! The image itself: layer files, added files and options to a worker, an ext4 image back.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    time::Duration,
+};
+
+use rustix::fs::MemfdFlags;
+
+use super::{
+    Work, blocking,
+    layers::max_index_bytes,
+    progress::{Phase, megabytes},
+};
+use crate::{
+    error::{BuildError, BuildErrorKind},
+    event::{Component, Level},
+    pack_cache::LayerFile,
+    request::Backend,
+    shape::{AddedContent, Shape, identity},
+    worker::{
+        AssembleJob, Control, Edit, EditContent, ImageRequest, Job, LayerInput, MAX_DESCRIPTOR, Session,
+        WorkerEvent,
+    },
+};
+
+/// Descriptors of an assemble worker: the image, the init, then the layers.
+const OUTPUT: i32 = 3;
+const BINARY: i32 = 4;
+const FIRST_LAYER: i32 = 5;
+
+/// Layers that there are descriptors for. Docker makes at most 127, oci-fetch takes 128.
+pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
+
+/// How often the size of the image on disk is looked at.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// A finished image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    pub(super) size_bytes: u64,
+    /// What it takes on disk.
+    pub(super) allocated_bytes: u64,
+}
+
+/// Writes the image into `output`, an empty file.
+pub(super) async fn write(
+    work: &Work<'_>,
+    layers: &[LayerFile],
+    shape: &Shape,
+    output: &File,
+) -> Result<Written, BuildError> {
+    let pack_bytes: u64 = layers.iter().map(|layer| layer.record.pack_bytes).sum();
+    work.progress.begin(Phase::Write, pack_bytes).await;
+
+    let starting = |error: io::Error| BuildError::internal("start a worker", error);
+    let mut descriptors = vec![(OwnedFd::from(output.try_clone().map_err(starting)?), OUTPUT)];
+    let edits = edits(shape, &mut descriptors).map_err(starting)?;
+    let mut inputs = Vec::with_capacity(layers.len());
+    for (layer, descriptor) in layers.iter().zip(FIRST_LAYER..) {
+        descriptors.push((layer.file.try_clone().map_err(starting)?.into(), descriptor));
+        inputs.push(LayerInput {
+            descriptor,
+            index_offset: layer.record.pack_bytes,
+            index_length: layer.record.index_bytes,
+        });
+    }
+    let target = &work.request.target;
+    let diff_ids: Vec<[u8; 32]> = layers.iter().map(|layer| layer.record.diff_id).collect();
+    let staging = match work.config.backend {
+        Backend::Native => None,
+        Backend::Mke2fs => {
+            let parent = work.config.staging_directory.clone();
+            let made = blocking(move || {
+                tempfile::Builder::new()
+                    .prefix("staging-")
+                    .permissions(std::fs::Permissions::from_mode(0o700))
+                    .tempdir_in(parent)
+            });
+            Some(
+                made.await?
+                    .map_err(|error| BuildError::from_io("make a staging directory", error))?,
+            )
+        }
+    };
+    let job = Job::Assemble(AssembleJob {
+        layers: inputs,
+        mode: target.layer_mode,
+        edits,
+        image: ImageRequest {
+            profile: target.profile,
+            free_space_bytes: target.free_space_bytes,
+            free_inodes: target.free_inodes,
+            max_image_bytes: work.config.limits.max_image_bytes,
+            identity: identity(&diff_ids, &shape.files, target),
+        },
+        backend: work.config.backend,
+        staging_directory: staging.as_ref().map(|directory| directory.path().to_owned()),
+        output: OUTPUT,
+        max_index_bytes: max_index_bytes(work),
+    });
+    let name = "the worker that writes the image";
+    let mut session = Session::start(
+        &work.config.launcher,
+        name.to_owned(),
+        job,
+        descriptors,
+        work.worker_limits(),
+    )
+    .await?;
+
+    let talk = work.stop.unless(converse(work, &mut session, output)).await;
+    if talk.is_err() {
+        session.kill();
+    }
+    let (usage, end) = session.finish().await;
+    work.add_usage(usage);
+    if let Some(staging) = staging
+        && let Err(error) = blocking(move || staging.close()).await?
+    {
+        tracing::warn!(%error, "Failed to remove a staging directory");
+    }
+    let size_bytes = talk?;
+    end?;
+    let garbage = |reason: String| {
+        BuildError::new(
+            BuildErrorKind::Internal,
+            format!("internal error: {name} answered with garbage"),
+        )
+        .with_cause(reason)
+    };
+    let size_bytes = size_bytes.ok_or_else(|| garbage("no size".to_owned()))?;
+    let found = output
+        .metadata()
+        .map_err(|error| BuildError::from_io("look at the image", error))?;
+    if found.len() != size_bytes {
+        return Err(garbage(format!(
+            "the image has {} bytes, the worker says {size_bytes}",
+            found.len()
+        )));
+    }
+    // st_blocks counts 512 bytes each, whatever the file system. stat(2).
+    let written = Written {
+        size_bytes,
+        allocated_bytes: found.blocks() * 512,
+    };
+    let layers_bytes = work
+        .sums
+        .uncompressed_bytes
+        .load(std::sync::atomic::Ordering::Relaxed);
+    work.check_disk(
+        layers_bytes + written.allocated_bytes,
+        "the layers, uncompressed, and the image",
+    )?;
+    Ok(written)
+}
+
+/// The added files, large ones as descriptors.
+fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec<Edit>> {
+    let mut edits = Vec::with_capacity(shape.files.len());
+    for file in &shape.files {
+        let content = match &file.content {
+            AddedContent::Text(text) => EditContent::Text(text.clone()),
+            AddedContent::Binary(bytes) => {
+                let memory = rustix::fs::memfd_create("builderd-init", MemfdFlags::CLOEXEC)?;
+                let mut memory = File::from(memory);
+                memory.write_all(bytes)?;
+                descriptors.push((memory.into(), BINARY));
+                EditContent::Descriptor(BINARY)
+            }
+        };
+        edits.push(Edit::PutFile {
+            path: file.path.to_owned(),
+            mode: file.mode,
+            content,
+        });
+    }
+    Ok(edits)
+}
+
+/// Listens to the worker until it says nothing more; gives the size of the image.
+async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Result<Option<u64>, BuildError> {
+    // Every layer was verified before this worker was started.
+    session.tell(Control::Verified).await;
+    let mut interval = tokio::time::interval(INTERVAL);
+    let mut size = None;
+    loop {
+        tokio::select! {
+            event = session.next_event() => match event? {
+                Some(WorkerEvent::Note { message }) => {
+                    work.events().log(Level::Info, Component::Writer, message).await;
+                }
+                Some(WorkerEvent::Folded { inodes }) => {
+                    let message = format!("Folded {} layers to {inodes} names", work.image.layers.len());
+                    work.events().log(Level::Info, Component::Writer, message).await;
+                }
+                Some(WorkerEvent::Written { size_bytes, inodes_used }) => {
+                    size = Some(size_bytes);
+                    let message = format!("Wrote the image: {}, {inodes_used} inodes in use", megabytes(size_bytes));
+                    work.events().log(Level::Info, Component::Writer, message).await;
+                }
+                Some(_) => {}
+                None => return Ok(size),
+            },
+            _ = interval.tick() => {
+                if let Ok(metadata) = output.metadata() {
+                    work.progress.set_done(metadata.blocks() * 512);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! All layers of an image to layer files: from the cache, or pulled and indexed at the same time.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read},
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use futures_util::StreamExt;
+use oci_fetch::{Blob, LayerDescriptor};
+use rootfs::layer::{LayerIndex, LayerLimits};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+};
+
+use super::{Work, blocking, fetch, progress::megabytes, stop::Reason};
+use crate::{
+    error::{BuildError, BuildErrorKind},
+    event::{Component, Level},
+    pack_cache::{LayerFile, LayerRecord, Lookup, Unfinished, hash_index},
+    worker::{Control, IndexJob, Job, Session, WorkerEvent, WorkerLimits, input_pipe},
+};
+
+/// Bytes that are handed to a worker at once, and that its pipe holds.
+const FEED_BYTES: usize = 256 << 10;
+const PIPE_BYTES: usize = 1 << 20;
+
+/// Memory that the index of one layer may take. An image of two million files needs half of it.
+pub(super) const MAX_INDEX_BYTES: u64 = 512 << 20;
+
+/// Descriptors of an index worker.
+const INPUT: i32 = 3;
+const OUTPUT: i32 = 4;
+
+/// Sums over the layers of one build.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    pub(super) uncompressed_bytes: AtomicU64,
+    pub(super) pulled_bytes: AtomicU64,
+}
+
+/// What a worker says of a finished layer file.
+struct Indexed {
+    pack_bytes: u64,
+    index_bytes: u64,
+}
+
+/// Makes or finds the layer files of all layers, bottom first. When one layer fails, the others are ended; on return no
+/// worker runs any more.
+pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildError> {
+    let n_layers = work.image.layers.len();
+    let in_parallel = work.config.layers_in_parallel.max(1);
+    let mut results = futures_util::stream::iter(0..n_layers)
+        .map(|layer_idx| async move { (layer_idx, one(work, layer_idx).await) })
+        .buffer_unordered(in_parallel);
+    let mut files: Vec<Option<LayerFile>> = (0..n_layers).map(|_| None).collect();
+    let mut first_error = None;
+    while let Some((layer_idx, result)) = results.next().await {
+        match result {
+            Ok(file) => files[layer_idx] = Some(file),
+            Err(error) => {
+                first_error.get_or_insert(error);
+                // The others end at their next step; the loop goes on until the last one has.
+                work.stop.stop(Reason::Failed);
+            }
+        }
+    }
+    match first_error {
+        Some(error) => Err(error),
+        None => Ok(files.into_iter().flatten().collect()),
+    }
+}
+
+async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError> {
+    let layer = &work.image.layers[layer_idx];
+    let blob_name = layer.digest.to_string();
+    let name = format!("layer {} of {}", layer_idx + 1, work.image.layers.len());
+    let cache = &work.config.packs;
+
+    let queue = async { Ok(cache.queue(work.isolation_key, &blob_name).await) };
+    let _alone = work.stop.unless(queue).await?;
+    let lookup = {
+        let (cache, blob_name, grant) = (cache.clone(), blob_name.clone(), work.grant.clone());
+        blocking(move || cache.lookup(&blob_name, &grant)).await?
+    };
+    match lookup.map_err(|error| BuildError::from_io("read the pack cache", error))? {
+        Lookup::Granted(file) => reuse(work, layer, &name, file).await,
+        Lookup::Ungranted(file) => {
+            // The same bytes were indexed before, for somebody else. This build has to come by them on its own; where
+            // they are here already, oci-fetch decides whether it has a right to them.
+            let blob = open(work, layer_idx).await?;
+            let verified = async { blob.verified().await.map_err(|error| fetch::explain(&error)) };
+            work.stop.unless(verified).await?;
+            count_pulled(work, layer, &blob);
+            let (cache, grant) = (cache.clone(), work.grant.clone());
+            blocking(move || cache.add_grant(&blob_name, &grant))
+                .await?
+                .map_err(|error| BuildError::from_io("write to the pack cache", error))?;
+            reuse(work, layer, &name, file).await
+        }
+        Lookup::Missing { damaged } => {
+            if let Some(reason) = damaged {
+                let message = format!("The cached pack of {name} was damaged and is made anew: {reason}");
+                work.events()
+                    .log(Level::Warn, Component::Extractor, message)
+                    .await;
+            }
+            make(work, layer_idx, &name, blob_name).await
+        }
+    }
+}
+
+async fn open(work: &Work<'_>, layer_idx: usize) -> Result<Blob, BuildError> {
+    let opening = work.config.fetch.open_layer(work.image, layer_idx);
+    work.stop
+        .unless(async { opening.await.map_err(|error| fetch::explain(&error)) })
+        .await
+}
+
+fn count_pulled(work: &Work<'_>, layer: &LayerDescriptor, blob: &Blob) {
+    if blob.from_network() {
+        work.sums
+            .pulled_bytes
+            .fetch_add(layer.size_bytes, Ordering::Relaxed);
+    }
+}
+
+/// Takes a layer file from the cache.
+async fn reuse(
+    work: &Work<'_>,
+    layer: &LayerDescriptor,
+    name: &str,
+    file: LayerFile,
+) -> Result<LayerFile, BuildError> {
+    accept(work, layer, name, &file.record)?;
+    work.progress.advance(layer.size_bytes);
+    let message = format!(
+        "Took {name} from the pack cache: {} entries, {} uncompressed",
+        file.record.entries,
+        megabytes(file.record.uncompressed_bytes)
+    );
+    work.events()
+        .log_with(
+            Level::Info,
+            Component::Extractor,
+            message,
+            [
+                ("layer.digest", layer.digest.to_string()),
+                ("layer.cached", "true".to_owned()),
+            ],
+        )
+        .await;
+    work.progress.layer_pulled().await;
+    work.progress.layer_indexed().await;
+    Ok(file)
+}
+
+/// Pulls and indexes a layer.
+async fn make(
+    work: &Work<'_>,
+    layer_idx: usize,
+    name: &str,
+    blob_name: String,
+) -> Result<LayerFile, BuildError> {
+    let layer = &work.image.layers[layer_idx];
+    let blob = open(work, layer_idx).await?;
+    let writing = |error: io::Error| BuildError::from_io(&format!("write the pack of {name}"), error);
+    let cache = work.config.packs.clone();
+    let unfinished = blocking(move || cache.begin()).await?.map_err(writing)?;
+
+    let indexed = index(work, layer, name, &blob, &unfinished).await?;
+    count_pulled(work, layer, &blob);
+
+    let limits = index_limits(work);
+    let (unfinished, checked) = {
+        let _turn = work.config.packs.check_turn().await;
+        blocking(move || {
+            let checked = check(unfinished.file(), &indexed, &limits);
+            (unfinished, checked)
+        })
+        .await?
+    };
+    let record = checked.map_err(|reason| {
+        BuildError::new(
+            BuildErrorKind::Internal,
+            format!("internal error: the worker that indexes {name} answered with garbage"),
+        )
+        .with_cause(reason)
+    })?;
+    accept(work, layer, name, &record)?;
+    let message = format!(
+        "Indexed {name}: {} entries, {} compressed, {} uncompressed",
+        record.entries,
+        megabytes(layer.size_bytes),
+        megabytes(record.uncompressed_bytes)
+    );
+    let (cache, grant) = (work.config.packs.clone(), work.grant.clone());
+    let file = blocking(move || cache.publish(unfinished, &blob_name, record, &grant))
+        .await?
+        .map_err(writing)?;
+    work.events()
+        .log_with(
+            Level::Info,
+            Component::Extractor,
+            message,
+            [
+                ("layer.digest", layer.digest.to_string()),
+                ("layer.cached", "false".to_owned()),
+            ],
+        )
+        .await;
+    work.progress.layer_indexed().await;
+    Ok(file)
+}
+
+/// Compares a layer with what the image's configuration claims of it, and its size with what the build may use.
+fn accept(
+    work: &Work<'_>,
+    layer: &LayerDescriptor,
+    name: &str,
+    record: &LayerRecord,
+) -> Result<(), BuildError> {
+    let expected = layer.diff_id.to_string();
+    let actual = format!("sha256:{}", hex::encode(record.diff_id));
+    if !expected.starts_with("sha256:") {
+        return Err(BuildError::new(
+            BuildErrorKind::UnsupportedImage,
+            format!(
+                "{name}: the image's configuration gives the diff_id {expected}, only sha256 is supported"
+            ),
+        ));
+    }
+    if expected != actual {
+        return Err(BuildError::new(
+            BuildErrorKind::DigestMismatch,
+            format!(
+                "{name}: the image's configuration gives the diff_id {expected}, but the content has {actual}"
+            ),
+        ));
+    }
+    let before = work
+        .sums
+        .uncompressed_bytes
+        .fetch_add(record.uncompressed_bytes, Ordering::Relaxed);
+    work.check_disk(before + record.uncompressed_bytes, "the layers, uncompressed")
+}
+
+fn index_limits(work: &Work<'_>) -> LayerLimits {
+    let mut limits = LayerLimits::default();
+    limits.max_index_bytes = max_index_bytes(work);
+    if let Some(max_disk_bytes) = work.config.limits.max_disk_bytes {
+        limits.max_output_bytes = limits.max_output_bytes.min(max_disk_bytes);
+    }
+    limits
+}
+
+/// A worker holds the index in memory while it is made, and serialised once more.
+pub(super) fn max_index_bytes(work: &Work<'_>) -> u64 {
+    work.config
+        .limits
+        .max_memory_bytes
+        .map_or(MAX_INDEX_BYTES, |bytes| MAX_INDEX_BYTES.min(bytes / 2))
+}
+
+async fn index(
+    work: &Work<'_>,
+    layer: &LayerDescriptor,
+    name: &str,
+    blob: &Blob,
+    unfinished: &Unfinished,
+) -> Result<Indexed, BuildError> {
+    let starting = |error: io::Error| BuildError::internal("start a worker", error);
+    let (input, feed) = input_pipe().map_err(starting)?;
+    // More than the default lets inflate and download run apart; less is only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
+    let output = OwnedFd::from(unfinished.file().try_clone().map_err(starting)?);
+    let limits = index_limits(work);
+    let job = Job::Index(IndexJob {
+        input: INPUT,
+        output: OUTPUT,
+        max_output_bytes: limits.max_output_bytes,
+        max_index_bytes: limits.max_index_bytes,
+    });
+    let worker_limits = WorkerLimits {
+        file_size_bytes: Some(limits.max_output_bytes.saturating_add(limits.max_index_bytes)),
+        ..work.worker_limits()
+    };
+    let mut session = Session::start(
+        &work.config.launcher,
+        format!("the worker that indexes {name}"),
+        job,
+        vec![(input, INPUT), (output, OUTPUT)],
+        worker_limits,
+    )
+    .await?;
+
+    let talk = work
+        .stop
+        .unless(converse(work, name, &mut session, blob, feed))
+        .await;
+    if talk.is_err() {
+        session.kill();
+    }
+    let (usage, end) = session.finish().await;
+    work.add_usage(usage);
+    let indexed = talk?;
+    match (end, indexed) {
+        (Ok(()), Some(indexed)) => Ok(indexed),
+        (Ok(()), None) => Err(BuildError::new(
+            BuildErrorKind::Internal,
+            format!("internal error: the worker that indexes {name} ended without a result"),
+        )),
+        (Err(error), _) => {
+            // Bytes that were changed on the way look like a corrupt layer. Which of the two it is, the digest says.
+            if *error.kind() == BuildErrorKind::CorruptLayer {
+                let verified = async { blob.verified().await.map_err(|error| fetch::explain(&error)) };
+                work.stop.unless(verified).await?;
+            }
+            let message = format!("{name} ({}): {error}", layer.digest);
+            Err(BuildError::new(error.kind().clone(), message).with_cause(error))
+        }
+    }
+}
+
+/// Feeds the worker and listens to it, until it says nothing more.
+async fn converse(
+    work: &Work<'_>,
+    name: &str,
+    session: &mut Session,
+    blob: &Blob,
+    pipe: pipe::Sender,
+) -> Result<Option<Indexed>, BuildError> {
+    let mut feeding = pin!(feed(work, blob, pipe));
+    let mut is_feeding = true;
+    let mut indexed = None;
+    loop {
+        tokio::select! {
+            fed = &mut feeding, if is_feeding => {
+                is_feeding = false;
+                if fed? == Fed::Verified {
+                    work.progress.layer_pulled().await;
+                    session.tell(Control::Verified).await;
+                }
+            }
+            event = session.next_event() => match event? {
+                Some(WorkerEvent::Indexed { pack_bytes, index_bytes }) => {
+                    indexed = Some(Indexed { pack_bytes, index_bytes });
+                }
+                Some(WorkerEvent::Note { message }) => {
+                    let message = format!("{name}: {message}");
+                    work.events().log(Level::Info, Component::Extractor, message).await;
+                }
+                Some(_) => {}
+                None => return Ok(indexed),
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fed {
+    /// The worker has all bytes, and they are the right ones.
+    Verified,
+    /// The worker takes no more; its events say why.
+    Refused,
+}
+
+async fn feed(work: &Work<'_>, blob: &Blob, mut pipe: pipe::Sender) -> Result<Fed, BuildError> {
+    let mut reader = blob.reader();
+    let mut buffer = vec![0; FEED_BYTES];
+    loop {
+        let length = match reader.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) => {
+                // The blob knows better than its reader what went wrong.
+                blob.verified().await.map_err(|error| fetch::explain(&error))?;
+                return Err(BuildError::from_io("read a layer", error));
+            }
+        };
+        if let Err(error) = pipe.write_all(&buffer[..length]).await {
+            return match error.kind() {
+                io::ErrorKind::BrokenPipe => Ok(Fed::Refused),
+                _ => Err(BuildError::internal("feed a worker", error)),
+            };
+        }
+        work.progress.advance(length as u64);
+    }
+    drop(pipe);
+    blob.verified().await.map_err(|error| fetch::explain(&error))?;
+    Ok(Fed::Verified)
+}
+
+/// Reads back what a worker wrote, as the hostile input that it may be.
+fn check(file: &File, claimed: &Indexed, limits: &LayerLimits) -> Result<LayerRecord, String> {
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let expected = claimed.pack_bytes.saturating_add(claimed.index_bytes);
+    if length != expected {
+        return Err(format!(
+            "the layer file has {length} bytes, the worker says {expected}"
+        ));
+    }
+    let section = Section {
+        file,
+        offset: claimed.pack_bytes,
+    }
+    .take(claimed.index_bytes);
+    let index = LayerIndex::read_from(BufReader::with_capacity(1 << 20, section), limits)
+        .map_err(|error| error.to_string())?;
+    if index.pack_size_bytes != claimed.pack_bytes {
+        return Err(format!(
+            "the pack has {} bytes, the index says {}",
+            claimed.pack_bytes, index.pack_size_bytes
+        ));
+    }
+    Ok(LayerRecord {
+        diff_id: index.diff_id,
+        uncompressed_bytes: index.uncompressed_size_bytes,
+        entries: index.entries.len() as u64,
+        pack_bytes: claimed.pack_bytes,
+        index_bytes: claimed.index_bytes,
+        index_sha256: hash_index(file, claimed.pack_bytes).map_err(|error| error.to_string())?,
+    })
+}
+
+/// Reads a file from an offset on without moving the position that it shares with others.
+struct Section<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, self.offset)?;
+        self.offset += length as u64;
+        Ok(length)
+    }
+}

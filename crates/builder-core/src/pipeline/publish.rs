@@ -1,0 +1,267 @@
+//! The image in its place: hidden while it is written, hashed, then there at once with its metadata.
+
+use std::{
+    fs::{self, File},
+    io::{self, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use rustix::fs::SeekFrom as SparseSeek;
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+use super::{Work, blocking, progress::Phase};
+use crate::{
+    build::ImageMetadata,
+    error::{BuildError, BuildErrorKind},
+};
+
+/// Between name and random part of an unfinished file, so that a sweep knows it.
+pub(crate) const UNFINISHED_MARK: &str = ".unfinished-";
+
+/// Bytes that are hashed at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// An image that is being written. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Draft {
+    image: NamedTempFile,
+    output: PathBuf,
+    directory: PathBuf,
+}
+
+impl Draft {
+    /// A hidden, empty file in the directory of `output`. Blocks.
+    pub(super) fn create(output: &Path) -> Result<Self, BuildError> {
+        if output.file_name().is_none() || output.is_dir() {
+            return Err(BuildError::new(
+                BuildErrorKind::OutputNotWritable,
+                "the output is not the name of a file",
+            ));
+        }
+        let directory = match output.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let image = hidden_file(&directory, output).map_err(|error| unwritable("create the image", error))?;
+        Ok(Self {
+            image,
+            output: output.to_owned(),
+            directory,
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        self.image.as_file()
+    }
+
+    /// Gives the image its name, with its metadata beside it; both are on disk when this returns. Gives the path of the
+    /// metadata. Blocks.
+    pub(super) fn publish(self, metadata: &ImageMetadata) -> Result<PathBuf, BuildError> {
+        let failed = |error| unwritable("publish the image", error);
+        self.image.as_file().sync_all().map_err(failed)?;
+        let metadata_path = metadata_path(&self.output);
+        let mut sidecar = hidden_file(&self.directory, &metadata_path).map_err(failed)?;
+        let mut text = serde_json::to_vec_pretty(metadata)
+            .map_err(|error| BuildError::internal("write the image's metadata", error))?;
+        text.push(b'\n');
+        sidecar.write_all(&text).map_err(failed)?;
+        sidecar.as_file().sync_all().map_err(failed)?;
+        // The sidecar first: an image that is there has its metadata.
+        sidecar
+            .persist(&metadata_path)
+            .map_err(|error| failed(error.error))?;
+        if let Err(error) = self.image.persist(&self.output) {
+            let _ = fs::remove_file(&metadata_path);
+            return Err(failed(error.error));
+        }
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed)?;
+        Ok(metadata_path)
+    }
+}
+
+/// `rootfs.ext4` has its metadata in `rootfs.metadata.json`; any other name keeps its ending.
+pub(crate) fn metadata_path(output: &Path) -> PathBuf {
+    let stem = match output.extension() {
+        Some(extension) if extension == "ext4" => output.with_extension(""),
+        _ => output.to_owned(),
+    };
+    let mut name = stem.into_os_string();
+    name.push(".metadata.json");
+    PathBuf::from(name)
+}
+
+/// A file beside `target` under a name that is hidden and recognisable; its mode is what the umask makes of 0666, as
+/// for any file that a program writes.
+fn hidden_file(directory: &Path, target: &Path) -> io::Result<NamedTempFile> {
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(UNFINISHED_MARK);
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+}
+
+fn unwritable(action: &str, error: io::Error) -> BuildError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BuildError::from_io(action, error),
+        kind => BuildError::new(
+            BuildErrorKind::OutputNotWritable,
+            format!("the output directory cannot be written to: failed to {action}: {kind}"),
+        )
+        .with_cause(error),
+    }
+}
+
+/// SHA-256 of the image in hexadecimal. Holes are not read, only hashed.
+pub(super) async fn checksum(work: &Work<'_>, image: &File, size_bytes: u64) -> Result<String, BuildError> {
+    work.progress.begin(Phase::Hash, size_bytes).await;
+    let reading = |error: io::Error| BuildError::from_io("read the image", error);
+    let image = image.try_clone().map_err(reading)?;
+    let done = Arc::new(AtomicU64::new(0));
+    let given_up = Arc::new(AtomicBool::new(false));
+    let mut hashing = {
+        let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
+        std::pin::pin!(blocking(move || hash(&image, size_bytes, &done, &given_up)))
+    };
+    let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
+    let stopped = work.stop.unless(std::future::pending::<Result<(), BuildError>>());
+    let mut stopped = std::pin::pin!(stopped);
+    loop {
+        tokio::select! {
+            result = &mut hashing => return result?.map_err(reading),
+            Err(error) = &mut stopped => {
+                // The thread looks at this after each piece; then nobody holds the image any more.
+                given_up.store(true, Ordering::Relaxed);
+                let _ = hashing.await;
+                return Err(error);
+            }
+            _ = interval.tick() => work.progress.set_done(done.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+fn hash(image: &File, size_bytes: u64, done: &AtomicU64, given_up: &AtomicBool) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let zeros = vec![0; CHUNK_BYTES];
+    let mut offset = 0;
+    // Where the data that `offset` is in, or before, begins and ends.
+    let mut data = 0..0;
+    while offset < size_bytes && !given_up.load(Ordering::Relaxed) {
+        if offset >= data.end {
+            data = next_data(image, offset, size_bytes)?;
+        }
+        let (end, is_hole) = if offset < data.start {
+            (data.start, true)
+        } else {
+            (data.end, false)
+        };
+        let length = usize::try_from(end - offset)
+            .unwrap_or(usize::MAX)
+            .min(CHUNK_BYTES);
+        if is_hole {
+            hasher.update(&zeros[..length]);
+        } else {
+            image.read_exact_at(&mut buffer[..length], offset)?;
+            hasher.update(&buffer[..length]);
+        }
+        offset += length as u64;
+        done.store(offset, Ordering::Relaxed);
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
+
+/// The next run of data at or behind `offset`. A file system that knows no holes says that all is data.
+fn next_data(mut image: &File, offset: u64, size_bytes: u64) -> io::Result<std::ops::Range<u64>> {
+    let start = match rustix::fs::seek(image, SparseSeek::Data(offset)) {
+        Ok(start) => start.min(size_bytes),
+        // No data behind: lseek(2).
+        Err(rustix::io::Errno::NXIO) => return Ok(size_bytes..size_bytes),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(image, SparseSeek::Hole(start))?.min(size_bytes);
+    image.seek(SeekFrom::Start(0))?;
+    Ok(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_hash_like_the_zeros_that_they_are() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 5 * CHUNK_BYTES as u64 + 123;
+        file.set_len(size).unwrap();
+        file.write_all_at(b"in the middle", 2 * CHUNK_BYTES as u64 + 4096)
+            .unwrap();
+        file.write_all_at(b"end", size - 3).unwrap();
+        let mut content = vec![0; usize::try_from(size).unwrap()];
+        file.read_exact_at(&mut content, 0).unwrap();
+
+        let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
+        let sum = hash(&file, size, &done, &given_up).unwrap();
+        assert_eq!(sum, hex::encode(Sha256::digest(&content)));
+        assert_eq!(done.into_inner(), size);
+
+        let empty = tempfile::tempfile().unwrap();
+        empty.set_len(size).unwrap();
+        let sum = hash(&empty, size, &AtomicU64::new(0), &given_up).unwrap();
+        assert_eq!(sum, hex::encode(Sha256::digest(vec![0; content.len()])));
+    }
+
+    #[test]
+    fn metadata_lies_beside_the_image() {
+        for (image, metadata) in [
+            ("/a/build-1.ext4", "/a/build-1.metadata.json"),
+            ("rootfs", "rootfs.metadata.json"),
+            ("disk.img", "disk.img.metadata.json"),
+        ] {
+            assert_eq!(metadata_path(Path::new(image)), Path::new(metadata), "{image}");
+        }
+    }
+
+    #[test]
+    fn a_draft_that_is_dropped_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("x.ext4");
+        drop(Draft::create(&output).unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+
+        let metadata = Draft::create(&output)
+            .unwrap()
+            .publish(&ImageMetadata::default())
+            .unwrap();
+        let mut names: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        names.sort();
+        assert_eq!(names, [output, metadata]);
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_is_refused_without_naming_paths() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, b"").unwrap();
+        for output in [
+            file.join("x.ext4"),
+            directory.path().join("absent/x.ext4"),
+            directory.path().to_owned(),
+        ] {
+            let error = Draft::create(&output).unwrap_err();
+            assert_eq!(error.kind(), &BuildErrorKind::OutputNotWritable);
+            assert!(!error.to_string().contains('/'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a crash left behind: builds that had not ended, and their files.
+
+use std::{fs, io, path::Path, sync::Arc};
+
+use super::{Inner, Waiting};
+use crate::{
+    build::{Build, BuildState},
+    error::{StartError, StartErrorKind},
+    event::{Component, Level},
+    pipeline::{UNFINISHED_MARK, metadata_path},
+    store::{self, BuildChange, NewLine, StoreError},
+};
+
+/// So often a build is begun: one that takes the service down with it each time must not do so for ever.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// Ends or requeues every build that had not ended, in order of acceptance.
+pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
+    let failed = |error: StoreError| {
+        StartError::new(
+            StartErrorKind::Database,
+            "cannot take up the builds that had not ended",
+        )
+        .with_source(error)
+    };
+    sweep_staging(&inner.pipeline.staging_directory);
+    for stored in inner.store.unfinished().await.map_err(failed)? {
+        let build = stored.build;
+        sweep(&build);
+        let was_running = build.state != BuildState::Pending || build.started_at.is_some();
+        let reason = if stored.needs_credentials {
+            Some("credentials are not kept over a restart; submit again".to_owned())
+        } else if was_running && stored.attempts >= MAX_ATTEMPTS {
+            Some(format!(
+                "internal error: the service ended {MAX_ATTEMPTS} times while this build was running"
+            ))
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            let change = BuildChange {
+                state: Some(BuildState::Failed),
+                completed_at: Some(store::now()),
+                lines: vec![NewLine::new(
+                    Level::Error,
+                    Component::Builder,
+                    format!("The build failed: {reason}"),
+                )],
+                error_message: Some(reason),
+                ..BuildChange::default()
+            };
+            inner.store.change(build.id, change).await.map_err(failed)?;
+            continue;
+        }
+        if was_running {
+            let line = NewLine::new(
+                Level::Warn,
+                Component::Builder,
+                "The service was restarted while this build was running: it starts over",
+            );
+            inner.store.requeue(build.id, line).await.map_err(failed)?;
+        }
+        let live = inner.live.insert(build.id);
+        inner.lock_queue().push(Waiting {
+            id: build.id,
+            request: build.request,
+            live,
+        });
+    }
+    Ok(())
+}
+
+/// Removes what a build that has not ended has in the output directory: unfinished files, and an image that was
+/// published in the last moment, which is made again.
+fn sweep(build: &Build) {
+    let (Some(directory), Some(name)) = (build.rootfs_path.parent(), build.rootfs_path.file_name()) else {
+        return;
+    };
+    let metadata = metadata_path(&build.rootfs_path);
+    let metadata_name = metadata.file_name().unwrap_or_default();
+    let unfinished =
+        [name, metadata_name].map(|name| format!(".{}{UNFINISHED_MARK}", name.to_string_lossy()));
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let entry_name = entry.file_name();
+        let text = entry_name.to_string_lossy();
+        if entry_name == name
+            || entry_name == metadata_name
+            || unfinished.iter().any(|prefix| text.starts_with(prefix.as_str()))
+        {
+            remove(&entry.path(), |path| fs::remove_file(path));
+        }
+    }
+}
+
+/// Nobody stages anything while the service is not running.
+fn sweep_staging(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        remove(&entry.path(), |path| fs::remove_dir_all(path));
+    }
+}
+
+fn remove(path: &Path, how: impl FnOnce(&Path) -> io::Result<()>) {
+    if let Err(error) = how(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "Failed to remove what a crash left behind");
+    }
+}

@@ -1,0 +1,299 @@
+//! What is added to an image, and what it says of itself: pure functions from the image's configuration and the
+//! request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use oci_fetch::{Image, ImageConfig};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    build::ImageMetadata,
+    error::{BuildError, BuildErrorKind},
+    request::{BuildRequest, InitStrategy, LayerMode, Profile, RootfsTarget, RuntimeOverrides},
+};
+
+/// Where the guest's kernel finds the init.
+const INIT_PATH: &str = "/usr/bin/metald-init";
+
+/// What the init runs: a JSON array.
+const COMMAND_PATH: &str = "/container.cmd";
+
+/// What the init runs it with: a JSON object.
+const ENVIRONMENT_PATH: &str = "/container.env";
+
+/// The init reads these files into memory, and no longer ones.
+const MAX_GUEST_FILE_BYTES: usize = 1 << 20;
+
+/// What a command finds when the image sets no PATH. Docker's own default.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What starts when neither the image nor the request says.
+const DEFAULT_COMMAND: &str = "/bin/sh";
+
+/// The init that [`InitStrategy::Tini`] adds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GuestInit<'a> {
+    pub(crate) binary: &'a Arc<[u8]>,
+    pub(crate) architecture: &'a str,
+}
+
+/// What is done to the tree after the last layer, and the metadata that goes beside the image.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) files: Vec<AddedFile>,
+    pub(crate) metadata: ImageMetadata,
+}
+
+/// A file that replaces what the layers have at its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AddedFile {
+    pub(crate) path: &'static str,
+    pub(crate) mode: u16,
+    pub(crate) content: AddedContent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AddedContent {
+    Text(String),
+    Binary(Arc<[u8]>),
+}
+
+impl AddedContent {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+/// `/container.env`. Fields in the order in which they are written; maps are sorted.
+#[derive(Serialize)]
+struct Environment<'a> {
+    working_dir: &'a str,
+    env: &'a BTreeMap<String, String>,
+    user: &'a str,
+    exposed_ports: &'a [String],
+    /// Ours, beyond what the existing metald knows: what asks the command to stop.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    stop_signal: &'a str,
+}
+
+/// Decides what is added to `image`.
+pub(crate) fn shape(image: &Image, request: &BuildRequest, init: GuestInit<'_>) -> Result<Shape, BuildError> {
+    let mut metadata = metadata(&image.config, &request.target)?;
+    metadata.original_image.clone_from(&request.source.image_uri);
+    metadata.image_digest = image.manifest_digest.to_string();
+    metadata.layers = image
+        .layers
+        .iter()
+        .map(|layer| layer.digest.to_string())
+        .collect();
+    let files = match request.target.init {
+        InitStrategy::Raw => Vec::new(),
+        InitStrategy::Tini => {
+            if image.platform.architecture != init.architecture {
+                return Err(BuildError::new(
+                    BuildErrorKind::InvalidArgument {
+                        field: "docker_image.platform",
+                    },
+                    format!(
+                        "docker_image.platform: the image is for {}, the init that goes into it for {}: choose a \
+                         platform of that architecture, or build the image raw, without an init",
+                        image.platform.architecture, init.architecture
+                    ),
+                ));
+            }
+            let files = added_files(&metadata, init.binary);
+            for file in &files {
+                if let AddedContent::Text(text) = &file.content
+                    && text.len() > MAX_GUEST_FILE_BYTES
+                {
+                    return Err(BuildError::new(
+                        BuildErrorKind::LimitExceeded,
+                        format!(
+                            "the image's command and environment make {} {} bytes long, the init reads {}",
+                            file.path,
+                            text.len(),
+                            MAX_GUEST_FILE_BYTES
+                        ),
+                    ));
+                }
+            }
+            files
+        }
+    };
+    Ok(Shape { files, metadata })
+}
+
+/// What the image says after the request's overrides; what concerns the reference is still empty.
+fn metadata(config: &ImageConfig, target: &RootfsTarget) -> Result<ImageMetadata, BuildError> {
+    let overrides = &target.runtime;
+    if let Some(directory) = &overrides.working_dir
+        && !directory.starts_with('/')
+    {
+        return Err(BuildError::new(
+            BuildErrorKind::InvalidArgument {
+                field: "runtime_config.working_dir",
+            },
+            format!("runtime_config.working_dir: {directory:?} is not an absolute path"),
+        ));
+    }
+    let (entrypoint, command) = command_line(config, overrides);
+    let healthcheck = config.healthcheck.as_ref();
+    Ok(ImageMetadata {
+        labels: config.labels.clone(),
+        command,
+        entrypoint,
+        working_dir: overrides
+            .working_dir
+            .clone()
+            .unwrap_or_else(|| config.working_dir.clone()),
+        env: environment(config, overrides),
+        exposed_ports: config
+            .exposed_ports
+            .iter()
+            .chain(&overrides.exposed_ports)
+            .cloned()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
+        user: config.user.clone(),
+        volumes: config.volumes.clone(),
+        stop_signal: config.stop_signal.clone().unwrap_or_default(),
+        healthcheck_json: healthcheck.map(ToString::to_string).unwrap_or_default(),
+        profile: match target.profile {
+            Profile::ReadWrite => "rw".to_owned(),
+            Profile::ReadOnly => "ro".to_owned(),
+        },
+        kernel_args: kernel_arguments(target),
+        ..ImageMetadata::default()
+    })
+}
+
+/// Entrypoint and command by Docker's rules: a new entrypoint drops the image's command, a new command replaces it.
+fn command_line(config: &ImageConfig, overrides: &RuntimeOverrides) -> (Vec<String>, Vec<String>) {
+    let (entrypoint, inherited) = if overrides.entrypoint.is_empty() {
+        (&config.entrypoint, config.cmd.as_slice())
+    } else {
+        (&overrides.entrypoint, [].as_slice())
+    };
+    let command = if overrides.command.is_empty() {
+        inherited
+    } else {
+        &overrides.command
+    };
+    (entrypoint.clone(), command.to_vec())
+}
+
+/// The image's variables, the later of two with one name counting, then the request's. A variable without `=`, which
+/// Docker takes for an order to unset it, is no variable.
+fn environment(config: &ImageConfig, overrides: &RuntimeOverrides) -> BTreeMap<String, String> {
+    let own = config.env.iter().filter_map(|entry| entry.split_once('='));
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let added = overrides
+        .environment
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone()));
+    own.chain(added).filter(|(name, _)| !name.is_empty()).collect()
+}
+
+/// What boots the image in Firecracker and QEMU: a panic and a reboot both end the machine.
+fn kernel_arguments(target: &RootfsTarget) -> String {
+    let access = match target.profile {
+        Profile::ReadWrite => "rw",
+        Profile::ReadOnly => "ro",
+    };
+    let base = format!("console=ttyS0 reboot=k panic=-1 root=/dev/vda {access}");
+    match target.init {
+        InitStrategy::Tini => format!("{base} init={INIT_PATH}"),
+        InitStrategy::Raw => base,
+    }
+}
+
+fn added_files(metadata: &ImageMetadata, init: &Arc<[u8]>) -> Vec<AddedFile> {
+    let mut command: Vec<&str> = metadata
+        .entrypoint
+        .iter()
+        .chain(&metadata.command)
+        .map(String::as_str)
+        .collect();
+    if command.is_empty() {
+        command.push(DEFAULT_COMMAND);
+    }
+    let mut env = metadata.env.clone();
+    env.entry("PATH".to_owned())
+        .or_insert_with(|| DEFAULT_PATH.to_owned());
+    // Docker starts a relative WORKDIR of an image at the root.
+    let working_dir = match metadata.working_dir.as_str() {
+        "" => "/".to_owned(),
+        absolute if absolute.starts_with('/') => absolute.to_owned(),
+        relative => format!("/{relative}"),
+    };
+    let environment = Environment {
+        working_dir: &working_dir,
+        env: &env,
+        user: &metadata.user,
+        exposed_ports: &metadata.exposed_ports,
+        stop_signal: &metadata.stop_signal,
+    };
+    let json = |value: Result<String, _>| AddedContent::Text(value.expect("strings encode as JSON"));
+    vec![
+        AddedFile {
+            path: INIT_PATH,
+            mode: 0o755,
+            content: AddedContent::Binary(Arc::clone(init)),
+        },
+        AddedFile {
+            path: COMMAND_PATH,
+            mode: 0o644,
+            content: json(serde_json::to_string(&command)),
+        },
+        AddedFile {
+            path: ENVIRONMENT_PATH,
+            mode: 0o644,
+            content: json(serde_json::to_string(&environment)),
+        },
+    ]
+}
+
+/// What the image's UUID and hash seed are derived from: a SHA-256 over everything that decides its content.
+///
+/// Hashed in this order, every string and list preceded by its length (64 bit, little-endian): the text
+/// `builderd image identity 1`; the layer mode (`oci`, `docker`); the 32 bytes of each layer's diff_id, bottom first; for
+/// each added file its path, mode (16 bit) and the SHA-256 of its content; the profile (`rw`, `ro`), free bytes and free
+/// inodes (64 bit each). The image's name, its tenant, and how its layers were compressed are no part of it: equal
+/// content gives an equal image.
+pub(crate) fn identity(diff_ids: &[[u8; 32]], files: &[AddedFile], target: &RootfsTarget) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    let mut text = |bytes: &[u8]| {
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    text(b"builderd image identity 1");
+    text(match target.layer_mode {
+        LayerMode::Oci => b"oci",
+        LayerMode::Docker => b"docker",
+    });
+    text(diff_ids.as_flattened());
+    text(&(files.len() as u64).to_le_bytes());
+    for file in files {
+        text(file.path.as_bytes());
+        text(&file.mode.to_le_bytes());
+        text(&Sha256::digest(file.content.bytes()));
+    }
+    text(match target.profile {
+        Profile::ReadWrite => b"rw",
+        Profile::ReadOnly => b"ro",
+    });
+    text(&target.free_space_bytes.to_le_bytes());
+    text(&target.free_inodes.to_le_bytes());
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! Builds: inserted once, then moved forward until they end.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter, types::Value};
+use tenant::TenantId;
+
+use super::{
+    NewLine, Store, StoreError, from_integer, from_micros,
+    logs::{append, decode, decode_name, encode},
+    to_integer, to_micros,
+};
+use crate::{
+    build::{Build, BuildId, BuildMetrics, BuildState, ImageMetadata},
+    event::LogLine,
+    request::BuildRequest,
+};
+
+/// A build to be accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct NewBuild {
+    pub(crate) id: BuildId,
+    pub(crate) request: BuildRequest,
+    pub(crate) created_at: SystemTime,
+    pub(crate) rootfs_path: PathBuf,
+    pub(crate) lines: Vec<NewLine>,
+}
+
+/// A build with what only the service needs to know of it.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredBuild {
+    pub(crate) build: Build,
+    /// The request carried credentials, which are not stored.
+    pub(crate) needs_credentials: bool,
+    /// How often its work has begun.
+    pub(crate) attempts: u32,
+}
+
+/// What a finished build adds to its row.
+#[derive(Clone, Debug)]
+pub(crate) struct Finished {
+    pub(crate) size_bytes: u64,
+    pub(crate) checksum: String,
+}
+
+/// One step of a build: everything in it is one transaction.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BuildChange {
+    /// Where the build stands now. A state that lies behind the present one is not taken.
+    pub(crate) state: Option<BuildState>,
+    /// The work begins: the attempt is counted and dated.
+    pub(crate) started_at: Option<SystemTime>,
+    pub(crate) completed_at: Option<SystemTime>,
+    pub(crate) progress: Option<(u8, String)>,
+    pub(crate) finished: Option<Finished>,
+    pub(crate) image_metadata: Option<ImageMetadata>,
+    pub(crate) metrics: Option<BuildMetrics>,
+    pub(crate) error_message: Option<String>,
+    pub(crate) lines: Vec<NewLine>,
+}
+
+/// A page of a listing and how many builds there are in all.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    pub(crate) builds: Vec<Build>,
+    /// The ordinal before which the next page starts, when there is one.
+    pub(crate) next_before: Option<u64>,
+    pub(crate) total: u64,
+}
+
+const COLUMNS: &str = "ordinal, id, tenant_id, state, request, needs_credentials, attempts, created_at, started_at, \
+     completed_at, rootfs_path, rootfs_size_bytes, rootfs_checksum, image_metadata, metrics, error_message, \
+     progress_percent, current_step, asset_id";
+
+impl Store {
+    /// Inserts a build and its first lines.
+    pub(crate) async fn insert(&self, new: NewBuild) -> Result<Build, StoreError> {
+        self.write(move |transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO builds
+                     (id, tenant_id, state, request, needs_credentials, created_at, rootfs_path, current_step)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                )?
+                .execute(params![
+                    new.id.to_string(),
+                    new.request.tenant.tenant_id.as_str(),
+                    BuildState::Pending.as_str(),
+                    // Credentials are skipped by serde: what is encoded here never holds them.
+                    encode(&new.request),
+                    new.request.source.credentials.is_some(),
+                    to_micros(new.created_at),
+                    new.rootfs_path.as_os_str().as_bytes(),
+                    "wait for a turn",
+                ])?;
+            append(transaction, transaction.last_insert_rowid(), new.lines, false)?;
+            Ok(find(transaction, new.id)?.ok_or(StoreError::NoSuchBuild)?.build)
+        })
+        .await
+    }
+
+    /// Applies a change; gives the log lines with their numbers, to be broadcast now that they are stored.
+    ///
+    /// # Errors
+    /// [`StoreError::Ended`] when the build has ended before: nothing is changed.
+    pub(crate) async fn change(&self, id: BuildId, change: BuildChange) -> Result<Vec<LogLine>, StoreError> {
+        self.write(move |transaction| apply(transaction, id, change))
+            .await
+    }
+
+    /// Puts a build that was interrupted back to the start of its life.
+    pub(crate) async fn requeue(&self, id: BuildId, line: NewLine) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            let (ordinal, state) = standing(transaction, id)?;
+            if state.is_terminal() {
+                return Err(StoreError::Ended);
+            }
+            transaction
+                .prepare_cached(
+                    "UPDATE builds SET state = 'pending', started_at = NULL, progress_percent = 0,
+                     current_step = 'wait for a turn' WHERE ordinal = ?1",
+                )?
+                .execute([ordinal])?;
+            append(transaction, ordinal, vec![line], false)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes under which id assetmanagerd knows the image. The only change that a completed build takes.
+    pub(crate) async fn set_asset(&self, id: BuildId, asset_id: String) -> Result<(), StoreError> {
+        self.write(move |transaction| {
+            transaction
+                .prepare_cached("UPDATE builds SET asset_id = ?2 WHERE id = ?1")?
+                .execute(params![id.to_string(), asset_id])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One build, whosever it is.
+    pub(crate) async fn get(&self, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
+        self.read(move |connection| find(connection, id)).await
+    }
+
+    /// All builds that have not ended, in order of acceptance.
+    pub(crate) async fn unfinished(&self) -> Result<Vec<StoredBuild>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare(&format!(
+                "SELECT {COLUMNS} FROM builds
+                 WHERE state IN ('pending', 'pulling', 'extracting', 'building', 'optimizing') ORDER BY ordinal"
+            ))?;
+            let mut rows = statement.query([])?;
+            let mut builds = Vec::new();
+            while let Some(row) = rows.next()? {
+                builds.push(read(row)?);
+            }
+            Ok(builds)
+        })
+        .await
+    }
+
+    /// A tenant's builds in those states (all when empty), newest first, accepted before `before`.
+    pub(crate) async fn list(
+        &self,
+        tenant: TenantId,
+        states: Vec<BuildState>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Listing, StoreError> {
+        self.read(move |connection| {
+            // One snapshot for the page and the total.
+            let snapshot = connection.unchecked_transaction()?;
+            let states: Vec<Value> = states.iter().map(|state| Value::Text(state.as_str().to_owned())).collect();
+            let in_states = match states.len() {
+                0 => String::new(),
+                n => format!(" AND state IN ({})", vec!["?"; n].join(", ")),
+            };
+            let tenant = [Value::Text(tenant.as_str().to_owned())];
+
+            let total = snapshot.query_row(
+                &format!("SELECT COUNT(*) FROM builds WHERE tenant_id = ?{in_states}"),
+                params_from_iter(tenant.iter().chain(&states)),
+                |row| row.get(0).map(from_integer),
+            )?;
+            let mut statement = snapshot.prepare(&format!(
+                "SELECT {COLUMNS} FROM builds WHERE tenant_id = ?{in_states} AND ordinal < ? ORDER BY ordinal DESC LIMIT ?"
+            ))?;
+            let bounds = [
+                Value::Integer(before.map_or(i64::MAX, to_integer)),
+                Value::Integer(to_integer(limit as u64 + 1)),
+            ];
+            let mut rows = statement.query(params_from_iter(tenant.iter().chain(&states).chain(&bounds)))?;
+            let mut builds = Vec::new();
+            let mut last_ordinal = None;
+            let mut next_before = None;
+            while let Some(row) = rows.next()? {
+                if builds.len() == limit {
+                    next_before = last_ordinal;
+                    break;
+                }
+                last_ordinal = Some(from_integer(row.get(0)?));
+                builds.push(read(row)?.build);
+            }
+            Ok(Listing { builds, next_before, total })
+        })
+        .await
+    }
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    id: BuildId,
+    change: BuildChange,
+) -> Result<Vec<LogLine>, StoreError> {
+    let (ordinal, state) = standing(transaction, id)?;
+    if state.is_terminal() {
+        return Err(StoreError::Ended);
+    }
+    let next = change.state.filter(|next| *next > state).unwrap_or(state);
+    let (percent, step) = change.progress.unzip();
+    let finished = change
+        .finished
+        .map(|finished| (to_integer(finished.size_bytes), finished.checksum));
+    let (size_bytes, checksum) = finished.unzip();
+    transaction
+        .prepare_cached(
+            "UPDATE builds SET
+                state = ?2,
+                started_at = COALESCE(?3, started_at),
+                attempts = attempts + (?3 IS NOT NULL),
+                completed_at = COALESCE(?4, completed_at),
+                progress_percent = MAX(progress_percent, COALESCE(?5, 0)),
+                current_step = COALESCE(?6, current_step),
+                rootfs_size_bytes = COALESCE(?7, rootfs_size_bytes),
+                rootfs_checksum = COALESCE(?8, rootfs_checksum),
+                image_metadata = COALESCE(?9, image_metadata),
+                metrics = COALESCE(?10, metrics),
+                error_message = COALESCE(?11, error_message)
+             WHERE ordinal = ?1",
+        )?
+        .execute(params![
+            ordinal,
+            next.as_str(),
+            change.started_at.map(to_micros),
+            change.completed_at.map(to_micros),
+            percent,
+            step,
+            size_bytes,
+            checksum,
+            change.image_metadata.as_ref().map(encode),
+            change.metrics.as_ref().map(encode),
+            change.error_message,
+        ])?;
+    append(transaction, ordinal, change.lines, next.is_terminal())
+}
+
+fn standing(transaction: &Transaction<'_>, id: BuildId) -> Result<(i64, BuildState), StoreError> {
+    let (ordinal, state): (i64, String) = transaction
+        .prepare_cached("SELECT ordinal, state FROM builds WHERE id = ?1")?
+        .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?
+        .ok_or(StoreError::NoSuchBuild)?;
+    Ok((ordinal, decode_name(id, "state", state)?))
+}
+
+fn find(connection: &Connection, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM builds WHERE id = ?1"))?;
+    let mut rows = statement.query([id.to_string()])?;
+    rows.next()?.map(read).transpose()
+}
+
+fn read(row: &Row<'_>) -> Result<StoredBuild, StoreError> {
+    let id_text: String = row.get("id")?;
+    let id: BuildId = id_text.parse().map_err(|_| StoreError::Malformed {
+        build: id_text.chars().take(80).collect(),
+        column: "id",
+    })?;
+    let optional_time = |column| {
+        row.get::<_, Option<i64>>(column)
+            .map(|micros| micros.map(from_micros))
+    };
+    let metadata: Option<String> = row.get("image_metadata")?;
+    let build = Build {
+        id,
+        request: decode(id, "request", &row.get::<_, String>("request")?)?,
+        state: decode_name(id, "state", row.get("state")?)?,
+        created_at: from_micros(row.get("created_at")?),
+        started_at: optional_time("started_at")?,
+        completed_at: optional_time("completed_at")?,
+        rootfs_path: PathBuf::from(OsString::from_vec(row.get("rootfs_path")?)),
+        rootfs_size_bytes: row.get::<_, Option<i64>>("rootfs_size_bytes")?.map(from_integer),
+        rootfs_checksum: row.get("rootfs_checksum")?,
+        image_metadata: metadata
+            .map(|text| decode(id, "image_metadata", &text))
+            .transpose()?,
+        metrics: decode(id, "metrics", &row.get::<_, String>("metrics")?)?,
+        error_message: row.get("error_message")?,
+        progress_percent: row.get("progress_percent")?,
+        current_step: row.get("current_step")?,
+        asset_id: row.get("asset_id")?,
+        queue_position: None,
+    };
+    Ok(StoredBuild {
+        build,
+        needs_credentials: row.get("needs_credentials")?,
+        attempts: row.get("attempts")?,
+    })
+}

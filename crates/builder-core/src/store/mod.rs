@@ -1,0 +1,225 @@
+//! What survives a restart: one SQLite file, one thread that writes to it.
+//!
+//! `builderd.db` in the database directory, in WAL mode. All writes go through one thread, each as one
+//! `BEGIN IMMEDIATE` transaction, in the order in which they were asked for: a deferred transaction that turns into a
+//! writer fails under load, and one thread needs no retry. Reads have connections of their own and are never held up
+//! by the writer.
+//!
+//! `synchronous=FULL`: an accepted build and a finished one are promises to a client, so a commit reaches the disk
+//! before the answer goes out, also when the machine loses power (`NORMAL` would keep the file sound but could lose the
+//! last commits). The price is one `fsync` per commit; log lines and progress are written in batches to keep that low.
+
+mod builds;
+mod logs;
+mod schema;
+mod writer;
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::{Connection, OpenFlags, Transaction};
+use rustix::fs::FlockOperation;
+use tokio::sync::Semaphore;
+
+pub(crate) use builds::{BuildChange, Finished, NewBuild};
+pub(crate) use logs::{NewLine, lines_after};
+
+use self::writer::Writer;
+
+/// Readers at the same time; more wait. Followers of logs are many, disks are not.
+const READERS: usize = 8;
+
+/// How long a reader waits for a lock that WAL mode should never make it wait for (a checkpoint at recovery).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// SQLite refused.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The file is of a later version of builderd, or a migration failed.
+    #[error("the database could not be brought to this version")]
+    Migration(#[source] rusqlite_migration::Error),
+    /// Another process has the database.
+    #[error("another builderd is using {path}", path = path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The directory or the lock file could not be made.
+    #[error("failed to open {path}", path = path.display())]
+    Open {
+        /// What was opened.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A row holds what no version of builderd wrote.
+    #[error("column {column} of build {build} is not readable")]
+    Malformed {
+        /// Which build.
+        build: String,
+        /// Which column.
+        column: &'static str,
+    },
+    /// There is no such build.
+    #[error("there is no such build")]
+    NoSuchBuild,
+    /// The build has ended; nothing about it changes any more.
+    #[error("the build has ended")]
+    Ended,
+    /// The writer thread is gone, or the work given to it panicked.
+    #[error("the database writer has stopped")]
+    Stopped,
+}
+
+/// The database. Cheap to clone; the file is closed when the last clone is gone.
+#[derive(Clone)]
+pub(crate) struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: Writer,
+    path: PathBuf,
+    readers: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+    /// Held as long as the store: the lock goes with the descriptor, also when the process is killed.
+    _lock: fs::File,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Store")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens `builderd.db` in `directory`, which is made when absent, and brings it to this version.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process has it, [`StoreError::Migration`] for a file of a later version,
+    /// [`StoreError::Open`] and [`StoreError::Sqlite`] for the rest.
+    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
+        let opening = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Open { path, source }
+        };
+        fs::create_dir_all(directory).map_err(opening(directory))?;
+        let lock_path = directory.join("builderd.lock");
+        let lock = fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(opening(&lock_path))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::Locked { path: lock_path })?;
+
+        let path = directory.join("builderd.db");
+        let mut connection = Connection::open(&path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        schema::migrations()
+            .to_latest(&mut connection)
+            .map_err(StoreError::Migration)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                writer: Writer::start(connection),
+                path,
+                readers: Mutex::new(Vec::new()),
+                permits: Semaphore::new(READERS),
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Runs `work` as one transaction on the writer thread, after everything that was handed over before.
+    ///
+    /// Dropping the future does not undo anything: the transaction runs all the same.
+    pub(crate) async fn write<T, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.inner.writer.run(work).await
+    }
+
+    /// Runs `work` on a read-only connection, in a thread for blocking work.
+    pub(crate) async fn read<T, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let _permit = self
+            .inner
+            .permits
+            .acquire()
+            .await
+            .map_err(|_| StoreError::Stopped)?;
+        let inner = Arc::clone(&self.inner);
+        let job = move || {
+            let pooled = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = match pooled {
+                Some(connection) => connection,
+                None => open_reader(&inner.path)?,
+            };
+            let result = work(&connection);
+            inner
+                .readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(connection);
+            result
+        };
+        tokio::task::spawn_blocking(job)
+            .await
+            .map_err(|_| StoreError::Stopped)?
+    }
+}
+
+fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
+}
+
+/// The present moment in the precision that the database keeps, so that what was answered at creation equals what is
+/// read back.
+pub(crate) fn now() -> SystemTime {
+    from_micros(to_micros(SystemTime::now()))
+}
+
+/// Microseconds since 1970; times before are not met and count as 1970.
+fn to_micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn from_micros(micros: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// SQLite's integers are signed; no figure of ours reaches their limit.
+fn to_integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn from_integer(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

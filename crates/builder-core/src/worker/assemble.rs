@@ -1,0 +1,178 @@
+//! The assemble job: layers become a tree, the tree is edited, the image is written.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    sync::Arc,
+};
+
+use rootfs::{
+    Metadata, Tree,
+    ext4::Native,
+    fold::{FoldErrorKind, FoldLimits, Folded, Folder, Mode, Report},
+    image::{ImageBackend, ImageError, ImageOptions},
+    layer::{LayerIndex, LayerLimits},
+    pack::{Pack, Packs},
+    tree::FileContent,
+};
+
+use super::{
+    child::{Events, Failure, Verdict},
+    descriptors::take,
+    protocol::{AssembleJob, Edit, EditContent, FailureKind, ImageRequest, LayerInput, WorkerEvent},
+};
+use crate::request::{Backend, LayerMode, Profile};
+
+/// Notes of the fold that go to the log, those on which the modes differ first; the rest is counted.
+const MAX_NOTES: usize = 200;
+
+/// Bytes of one file that an edit brings by descriptor.
+const MAX_EDIT_BYTES: u64 = 256 << 20;
+
+pub(super) fn run<W: Write>(
+    job: &AssembleJob,
+    verdict: &Verdict,
+    events: &mut Events<W>,
+) -> Result<(), Failure> {
+    let mut packs = Packs::new();
+    let Folded { mut tree, report } = fold(job, &mut packs)?;
+    note(&report, events)?;
+    for edit in &job.edits {
+        apply(edit, &mut tree)?;
+    }
+    events.send(&WorkerEvent::Folded {
+        inodes: tree.walk().count() as u64,
+    })?;
+
+    verdict.wait()?;
+    let output = take(job.output).map_err(|error| Failure::from_io("take over a descriptor", &error))?;
+    let backend = backend(job)?;
+    let summary = backend
+        .write(&tree, &packs, &options(&job.image), &output)
+        .map_err(|error| explain(&error))?;
+    events.send(&WorkerEvent::Written {
+        size_bytes: summary.size_bytes,
+        inodes_used: summary.inodes_used,
+    })
+}
+
+fn fold(job: &AssembleJob, packs: &mut Packs) -> Result<Folded, Failure> {
+    let mode = match job.mode {
+        LayerMode::Oci => Mode::Oci,
+        LayerMode::Docker => Mode::Docker,
+    };
+    let mut limits = LayerLimits::default();
+    limits.max_index_bytes = limits.max_index_bytes.min(job.max_index_bytes);
+    let mut folder = Folder::new(mode, FoldLimits::default());
+    for layer in &job.layers {
+        let file = take(layer.descriptor).map_err(|error| Failure::from_io("take over a layer", &error))?;
+        let index = read_index(&file, layer, &limits)?;
+        let pack = packs.push(Pack::File(Arc::new(file)));
+        folder.apply(&index, pack).map_err(|error| {
+            let kind = match error.kind {
+                FoldErrorKind::TooManyEntries { .. }
+                | FoldErrorKind::TooDeep { .. }
+                | FoldErrorKind::TooManyLinks { .. } => FailureKind::Limit,
+                _ => FailureKind::CorruptLayer,
+            };
+            Failure::chained(kind, &error)
+        })?;
+    }
+    Ok(folder.finish())
+}
+
+/// The parent has checked the file when it was made; it is checked again because that costs little and the tree is
+/// built on it.
+fn read_index(file: &File, layer: &LayerInput, limits: &LayerLimits) -> Result<LayerIndex, Failure> {
+    let failed = |error: io::Error| Failure::from_io("read a layer's index", &error);
+    let mut reader = file;
+    reader.seek(SeekFrom::Start(layer.index_offset)).map_err(failed)?;
+    let bounded = BufReader::with_capacity(1 << 20, reader.take(layer.index_length));
+    let index = LayerIndex::read_from(bounded, limits)
+        .map_err(|error| Failure::chained(FailureKind::Internal, &error))?;
+    if index.pack_size_bytes > layer.index_offset {
+        return Err(Failure::new(
+            FailureKind::Internal,
+            "a layer's index reaches beyond its pack",
+        ));
+    }
+    Ok(index)
+}
+
+fn note<W: Write>(report: &Report, events: &mut Events<W>) -> Result<(), Failure> {
+    let (differing, others): (Vec<_>, Vec<_>) =
+        report.notes.iter().partition(|note| note.kind.modes_differ());
+    let total = report.notes.len() as u64 + report.notes_omitted;
+    for note in differing.iter().chain(&others).take(MAX_NOTES) {
+        events.send(&WorkerEvent::Note {
+            message: note.to_string(),
+        })?;
+    }
+    let shown = report.notes.len().min(MAX_NOTES) as u64;
+    if total > shown {
+        let message = format!(
+            "{} more notes on entries of the layers are left out",
+            total - shown
+        );
+        events.send(&WorkerEvent::Note { message })?;
+    }
+    Ok(())
+}
+
+fn apply(edit: &Edit, tree: &mut Tree) -> Result<(), Failure> {
+    let Edit::PutFile { path, mode, content } = edit;
+    let bytes = match content {
+        EditContent::Text(text) => text.as_bytes().to_vec(),
+        EditContent::Descriptor(number) => {
+            read_whole(*number).map_err(|error| Failure::from_io("read a file to be added", &error))?
+        }
+    };
+    let content = FileContent::inline(bytes);
+    if let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
+        tree.create_directories(parent.as_bytes(), &Metadata::root(0o755))
+            .map_err(|error| Failure::chained(FailureKind::Unsupported, &error))?;
+    }
+    tree.put_file(path.as_bytes(), Metadata::root(*mode), content)
+        .map_err(|error| Failure::chained(FailureKind::Unsupported, &error))?;
+    Ok(())
+}
+
+fn read_whole(descriptor: i32) -> io::Result<Vec<u8>> {
+    let mut file = take(descriptor)?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_EDIT_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn backend(job: &AssembleJob) -> Result<Box<dyn ImageBackend>, Failure> {
+    match job.backend {
+        Backend::Native => Ok(Box::new(Native)),
+        Backend::Mke2fs => Err(Failure::new(
+            FailureKind::BackendUnavailable,
+            "the mke2fs backend is not there yet",
+        )),
+    }
+}
+
+fn options(request: &ImageRequest) -> ImageOptions {
+    let mut options = ImageOptions::new(request.identity);
+    options.profile = match request.profile {
+        Profile::ReadWrite => rootfs::image::Profile::ReadWrite,
+        Profile::ReadOnly => rootfs::image::Profile::ReadOnly,
+    };
+    options.free_space_bytes = request.free_space_bytes;
+    options.free_inodes = request.free_inodes;
+    options.max_image_bytes = request.max_image_bytes;
+    options
+}
+
+fn explain(error: &ImageError) -> Failure {
+    match error {
+        ImageError::Io { action, source } => Failure::from_io(action, source),
+        ImageError::TooLarge { .. } => Failure::chained(FailureKind::Limit, error),
+        ImageError::Unrepresentable { .. } => Failure::chained(FailureKind::Unsupported, error),
+        ImageError::Unavailable { .. } => Failure::chained(FailureKind::BackendUnavailable, error),
+        _ => Failure::chained(FailureKind::Internal, error),
+    }
+}

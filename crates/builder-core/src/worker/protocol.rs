@@ -1,0 +1,140 @@
+//! The lines that parent and worker exchange.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::{Backend, LayerMode, Profile};
+
+/// Raised when the lines change: parent and worker are one binary, and a mismatch means that it was replaced while
+/// the parent ran.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+/// The first line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) version: u32,
+    pub(crate) job: Job,
+}
+
+/// What a worker is to do. Numbers are descriptors of the worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Job {
+    Index(IndexJob),
+    Assemble(AssembleJob),
+}
+
+/// One layer's bytes to a pack and an index.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct IndexJob {
+    /// The layer as it came, compressed or not.
+    pub(crate) input: i32,
+    /// An empty file: the pack goes first, the index directly behind it.
+    pub(crate) output: i32,
+    pub(crate) max_output_bytes: u64,
+    pub(crate) max_index_bytes: u64,
+}
+
+/// Layers to an image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct AssembleJob {
+    /// Bottom first.
+    pub(crate) layers: Vec<LayerInput>,
+    pub(crate) mode: LayerMode,
+    /// In this order, after the last layer.
+    pub(crate) edits: Vec<Edit>,
+    pub(crate) image: ImageRequest,
+    pub(crate) backend: Backend,
+    /// An empty directory for this worker alone, for the backend that stages its tree.
+    pub(crate) staging_directory: Option<PathBuf>,
+    /// An empty file.
+    pub(crate) output: i32,
+    pub(crate) max_index_bytes: u64,
+}
+
+/// A layer file: `index_offset` bytes of pack, then the index.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerInput {
+    pub(crate) descriptor: i32,
+    pub(crate) index_offset: u64,
+    pub(crate) index_length: u64,
+}
+
+/// A change of the finished tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Edit {
+    /// A file owned by root and dated 1970, with the directories above it; replaces what is there.
+    PutFile {
+        path: String,
+        mode: u16,
+        content: EditContent,
+    },
+}
+
+/// Where a file's bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EditContent {
+    /// From here.
+    Text(String),
+    /// From a descriptor, whole.
+    Descriptor(i32),
+}
+
+/// [`rootfs::image::ImageOptions`] as it travels.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ImageRequest {
+    pub(crate) profile: Profile,
+    pub(crate) free_space_bytes: u64,
+    pub(crate) free_inodes: u64,
+    pub(crate) max_image_bytes: Option<u64>,
+    pub(crate) identity: [u8; 32],
+}
+
+/// Later lines of the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Control {
+    /// The input was whole and is what it claims to be: commit.
+    Verified,
+    /// It was not: leave everything and end.
+    Abort,
+}
+
+/// The lines of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WorkerEvent {
+    /// The input was read to its end; the worker waits for [`Control::Verified`].
+    Parsed,
+    /// The layer file is complete.
+    Indexed { pack_bytes: u64, index_bytes: u64 },
+    /// A line for the log.
+    Note { message: String },
+    /// The tree stands.
+    Folded { inodes: u64 },
+    /// The image is complete.
+    Written { size_bytes: u64, inodes_used: u64 },
+    /// The worker gave up; nothing follows.
+    Failed { kind: FailureKind, message: String },
+}
+
+/// Why a worker gave up, so far as the parent treats it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FailureKind {
+    /// The layer is not well-formed.
+    CorruptLayer,
+    /// The image has what the builder does not do.
+    Unsupported,
+    /// A limit was reached.
+    Limit,
+    /// No space left.
+    DiskFull,
+    /// The image writer cannot run here.
+    BackendUnavailable,
+    /// Anything else.
+    Internal,
+}
