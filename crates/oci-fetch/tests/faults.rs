@@ -1,0 +1,630 @@
+//! Registries that break, lie, stall and overdo it: each ends in the right bytes or in an error of the right kind.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use oci_fetch::{Digest, FetchErrorKind, Ranges};
+
+const LENGTH: usize = 600_000;
+
+/// A fault in the answers to requests for the layer.
+fn on_layer(
+    image: &TestImage,
+    fault: impl Fn(&Seen, &[u8]) -> Option<Reply> + Send + Sync + 'static,
+) -> impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static {
+    let layer = image.layers[0].clone();
+    let digest = Digest::sha256(&layer).to_string();
+    move |seen| {
+        if seen.path.ends_with(&digest) {
+            fault(seen, &layer)
+        } else {
+            None
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_healthy_registry_is_asked_once_for_each_thing() {
+    let image = TestImage::new(&[noise(LENGTH, 1), noise(10, 2), noise(LENGTH, 1), Vec::new()]);
+    let server = Server::with_image(&image, |_| None).await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    // Manifest, config, two distinct layers; the empty one needs no request.
+    assert_eq!(server.log().len(), 4, "{:#?}", server.log());
+}
+
+#[tokio::test]
+async fn a_cut_body_goes_on_where_it_broke() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            (seen.nth == 0).then(|| Reply::ok("x", layer).manner(Manner::CutAt(200_000)))
+        }),
+    )
+    .await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    let requests = server.layer_requests(&image);
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[1].range(), Some((200_000, Some(LENGTH - 1))));
+}
+
+#[tokio::test]
+async fn a_chunked_body_that_ends_early_goes_on_too() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            (seen.nth == 0).then(|| Reply::ok("x", &layer[..200_000]).manner(Manner::Chunked))
+        }),
+    )
+    .await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    assert_eq!(
+        server.layer_requests(&image)[1].range(),
+        Some((200_000, Some(LENGTH - 1)))
+    );
+}
+
+#[tokio::test]
+async fn a_stalled_body_is_broken_off_and_goes_on() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            (seen.nth == 0).then(|| Reply::ok("x", layer).manner(Manner::StallAt(200_000)))
+        }),
+    )
+    .await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+}
+
+#[tokio::test]
+async fn a_dripping_body_counts_as_stalled() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |_, layer| {
+            Some(Reply::ok("x", layer).manner(Manner::Drip(Duration::from_millis(20))))
+        }),
+    )
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::Transient);
+    assert_eq!(
+        server.layer_requests(&image).len(),
+        4,
+        "as many as the retry policy allows"
+    );
+}
+
+#[tokio::test]
+async fn a_registry_that_never_gets_through_is_given_up() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            let start = seen.range().map_or(0, |(first, _)| first);
+            Some(if start == 0 {
+                Reply::ok("x", layer).manner(Manner::CutAt(100))
+            } else {
+                Reply::new(206)
+                    .header(
+                        "content-range",
+                        &format!("bytes {start}-{}/{}", layer.len() - 1, layer.len()),
+                    )
+                    .body(&layer[start..])
+                    .manner(Manner::CutAt(100))
+            })
+        }),
+    )
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::Transient);
+    assert_eq!(server.layer_requests(&image).len(), 4);
+}
+
+#[tokio::test]
+async fn a_wrong_content_range_is_not_believed() {
+    for header in [
+        "bytes 0-99/600000",
+        "bytes 200001-599999/600000",
+        "bytes 200000-600000/600001",
+        "bytes 200000-599998/*/",
+        "items 200000-599999/600000",
+        "",
+    ] {
+        let image = TestImage::one_layer(LENGTH);
+        let server = Server::with_image(
+            &image,
+            on_layer(&image, move |seen, layer| match (seen.nth, seen.range()) {
+                (0, _) => Some(Reply::ok("x", layer).manner(Manner::CutAt(200_000))),
+                (_, Some(_)) => {
+                    let reply = Reply::new(206).body(vec![0x55; 400_000]);
+                    Some(if header.is_empty() {
+                        reply
+                    } else {
+                        reply.header("content-range", header)
+                    })
+                }
+                _ => None,
+            }),
+        )
+        .await;
+        match pull(&server).await {
+            Ok(layers) => assert_eq!(layers, image.layers, "{header}"),
+            // A total that contradicts the manifest cannot be made good.
+            Err(error) => assert_eq!(error.kind(), &FetchErrorKind::DigestMismatch, "{header}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_range_answered_with_the_whole_is_taken_from_where_it_matters() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            let manner = if seen.nth == 0 {
+                Manner::CutAt(200_000)
+            } else {
+                Manner::Whole
+            };
+            Some(Reply::ok("x", layer).manner(manner))
+        }),
+    )
+    .await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    assert_eq!(server.layer_requests(&image).len(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_range_is_fetched_from_the_start() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| match (seen.nth, seen.range()) {
+            (0, _) => Some(Reply::ok("x", layer).manner(Manner::CutAt(200_000))),
+            (_, Some(_)) => Some(Reply::new(416)),
+            _ => None,
+        }),
+    )
+    .await;
+    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    assert_eq!(server.layer_requests(&image).len(), 3);
+}
+
+#[tokio::test]
+async fn restarts_without_ranges_are_bounded_in_bytes() {
+    let image = TestImage::one_layer(8 << 20);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |_, layer| {
+            Some(Reply::ok("x", layer).manner(Manner::CutAt(layer.len() - 1)))
+        }),
+    )
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::Transient);
+    assert!(server.sent_bytes() < 5 * (8 << 20), "{}", server.sent_bytes());
+}
+
+#[tokio::test]
+async fn rate_limits_are_waited_for_in_both_forms() {
+    let image = TestImage::one_layer(10);
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(1));
+    for wish in ["1".to_owned(), date, "0".to_owned()] {
+        let server = Server::with_image(&image, move |seen| {
+            (seen.nth == 0 && seen.is_blob()).then(|| Reply::new(429).header("retry-after", &wish))
+        })
+        .await;
+        assert_eq!(pull(&server).await.unwrap(), image.layers);
+    }
+}
+
+#[tokio::test]
+async fn a_long_rate_limit_fails_at_once_and_says_until_when() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, |_| {
+        Some(
+            Reply::new(429)
+                .header("retry-after", "21600")
+                .body("secret words"),
+        )
+    })
+    .await;
+    let error = pull(&server).await.unwrap_err();
+    let FetchErrorKind::RateLimited { until: Some(until) } = error.kind() else {
+        panic!("{error}")
+    };
+    let left = until.duration_since(std::time::SystemTime::now()).unwrap();
+    assert!(
+        left > Duration::from_secs(21_000) && left <= Duration::from_secs(21_600),
+        "{left:?}"
+    );
+    assert_eq!(server.log().len(), 1);
+}
+
+#[tokio::test]
+async fn passing_server_errors_are_retried_and_lasting_ones_reported() {
+    let image = TestImage::one_layer(10);
+    for status in [500, 502, 503, 504, 408] {
+        let server = Server::with_image(&image, move |seen| (seen.nth < 2).then(|| Reply::new(status))).await;
+        assert_eq!(pull(&server).await.unwrap(), image.layers, "{status}");
+        let server = Server::with_image(&image, move |_| Some(Reply::new(status).body("secret words"))).await;
+        let error = pull(&server).await.unwrap_err();
+        assert_eq!(error.kind(), &FetchErrorKind::Transient, "{status}");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+        assert_eq!(server.log().len(), 4, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn statuses_have_their_kinds() {
+    let image = TestImage::one_layer(10);
+    for (status, expected) in [
+        (400, FetchErrorKind::Protocol),
+        (401, FetchErrorKind::Unauthorized),
+        (403, FetchErrorKind::Denied),
+        (404, FetchErrorKind::NotFound),
+        (410, FetchErrorKind::NotFound),
+        (418, FetchErrorKind::Protocol),
+        (204, FetchErrorKind::Protocol),
+        (451, FetchErrorKind::Denied),
+    ] {
+        let server = Server::with_image(&image, move |_| Some(Reply::new(status))).await;
+        assert_eq!(kind(pull(&server).await), expected, "{status}");
+        assert_eq!(server.log().len(), 1, "{status} is not retried");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_image_is_not_found_and_the_servers_words_stay_out() {
+    let server = Server::with_image(&TestImage::one_layer(10), |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let error = resolve(&server.client(cache.path()), &server.source("other:1"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), &FetchErrorKind::NotFound);
+    let text = format!("{error:?}");
+    assert!(
+        text.contains("NAME_UNKNOWN") && !text.contains("secret"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_unreachable_registry_is_transient() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let cache = tempfile::tempdir().unwrap();
+    let config = quick(oci_fetch::ClientConfig::new(cache.path()))
+        .with_plain_http(&address.to_string())
+        .unwrap();
+    let client = oci_fetch::Client::new(config).unwrap();
+    let error = resolve(&client, &format!("{address}/app:1").parse().unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), &FetchErrorKind::Transient);
+    assert!(error.to_string().contains("failed to connect"), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_registry_times_out() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, |_| {
+        Some(Reply::raw("HTTP/1.1 200 OK\r\n").manner(Manner::StallAt(0)))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let config = server.config(cache.path()).with_timeouts(oci_fetch::Timeouts {
+        header: Duration::from_millis(100),
+        document: Duration::from_millis(100),
+        ..oci_fetch::Timeouts::default()
+    });
+    let client = oci_fetch::Client::new(config).unwrap();
+    assert_eq!(
+        kind(resolve(&client, &server.source("app:1")).await),
+        FetchErrorKind::Transient
+    );
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_a_digest_mismatch_and_leave_nothing() {
+    let image = TestImage::one_layer(LENGTH);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |_, layer| {
+            let mut layer = layer.to_vec();
+            layer[LENGTH / 2] ^= 1;
+            Some(Reply::ok("x", layer))
+        }),
+    )
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let pulled = pull_with(
+        &server.client(cache.path()),
+        &server.source("app:1"),
+        &as_tenant("t"),
+    )
+    .await;
+    assert_eq!(kind(pulled), FetchErrorKind::DigestMismatch);
+    assert_eq!(
+        std::fs::read_dir(cache.path().join("blobs/sha256"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn lying_sizes_are_refused_without_reading_on() {
+    let image = TestImage::one_layer(1000);
+    for (name, reply) in [
+        ("longer, announced", Reply::ok("x", noise(64 << 20, 1))),
+        (
+            "longer, chunked",
+            Reply::ok("x", noise(1 << 20, 1)).manner(Manner::Endless),
+        ),
+        ("shorter, announced", Reply::ok("x", noise(999, 1))),
+    ] {
+        let server = Server::with_image(&image, on_layer(&image, move |_, _| Some(reply.clone()))).await;
+        assert_eq!(
+            kind(pull(&server).await),
+            FetchErrorKind::DigestMismatch,
+            "{name}"
+        );
+        assert!(
+            server.sent_bytes() < 16 << 20,
+            "{name}: {} bytes",
+            server.sent_bytes()
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_byte_too_many_in_chunks_is_noticed() {
+    let image = TestImage::one_layer(1000);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |_, layer| {
+            Some(Reply::ok("x", [layer, b"!"].concat()).manner(Manner::Chunked))
+        }),
+    )
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::DigestMismatch);
+}
+
+#[tokio::test]
+async fn documents_are_bounded() {
+    let image = TestImage::one_layer(10);
+    for (name, reply) in [
+        (
+            "endless manifest",
+            Reply::ok(MANIFEST, vec![b' '; 1 << 20]).manner(Manner::Endless),
+        ),
+        ("announced manifest", Reply::ok(MANIFEST, vec![b' '; 5 << 20])),
+    ] {
+        let server = Server::with_image(&image, move |seen| {
+            seen.path.contains("manifests").then(|| reply.clone())
+        })
+        .await;
+        assert_eq!(kind(pull(&server).await), FetchErrorKind::Limit, "{name}");
+        assert!(server.sent_bytes() < 32 << 20, "{name}: {}", server.sent_bytes());
+    }
+    // A config longer than its descriptor says.
+    let digest = Digest::sha256(&image.config).to_string();
+    let server = Server::with_image(&image, move |seen| {
+        seen.path
+            .ends_with(&digest)
+            .then(|| Reply::ok("x", vec![b' '; 1 << 20]).manner(Manner::Endless))
+    })
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::Limit);
+}
+
+#[tokio::test]
+async fn an_endless_error_body_is_not_read_on() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, |_| {
+        Some(Reply::new(404).body(vec![b' '; 1 << 16]).manner(Manner::Endless))
+    })
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::NotFound);
+    assert!(server.sent_bytes() < 16 << 20);
+}
+
+#[tokio::test]
+async fn garbage_is_transient_and_huge_headers_are_bounded() {
+    let image = TestImage::one_layer(10);
+    let many = (0..5000)
+        .map(|number| format!("x-{number}: y\r\n"))
+        .collect::<String>();
+    let long = format!("x-long: {}\r\n", "y".repeat(8 << 20));
+    for (name, head) in [
+        ("garbage", "\0\u{1}\u{2} garbage\r\n\r\n".to_owned()),
+        (
+            "many headers",
+            format!("HTTP/1.1 200 OK\r\n{many}content-length: 0\r\n\r\n"),
+        ),
+        (
+            "a long header",
+            format!("HTTP/1.1 200 OK\r\n{long}content-length: 0\r\n\r\n"),
+        ),
+        (
+            "two lengths",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab".to_owned(),
+        ),
+        ("nothing", String::new()),
+    ] {
+        let server = Server::with_image(&image, move |_| Some(Reply::raw(head.clone()))).await;
+        assert_eq!(kind(pull(&server).await), FetchErrorKind::Transient, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_content_encoding_nobody_asked_for_is_refused() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |_, layer| {
+            Some(Reply::ok("x", layer).header("content-encoding", "gzip"))
+        }),
+    )
+    .await;
+    assert_eq!(kind(pull(&server).await), FetchErrorKind::Protocol);
+    assert!(
+        server
+            .log()
+            .iter()
+            .all(|seen| seen.headers["accept-encoding"] == "identity")
+    );
+}
+
+#[tokio::test]
+async fn manifests_that_lie_about_themselves_are_refused() {
+    let image = TestImage::one_layer(10);
+    type Damage = fn(&mut TestImage, &mut String);
+    let cases: &[(&str, Damage, FetchErrorKind)] = &[
+        (
+            "another content type",
+            |_, media_type| *media_type = INDEX.to_owned(),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "both shapes",
+            |image, _| image.edit(|m| m["manifests"] = serde_json::json!([])),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "schema 1",
+            |image, _| image.edit(|m| m["schemaVersion"] = 1.into()),
+            FetchErrorKind::Unsupported,
+        ),
+        (
+            "a layer without a diff_id",
+            |image, _| image.edit(|m| m["layers"] = serde_json::json!([])),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "another config",
+            |image, _| image.edit(|m| m["config"]["digest"] = Digest::sha256(b"x").to_string().into()),
+            FetchErrorKind::NotFound,
+        ),
+        (
+            "not JSON",
+            |image, _| image.manifest = b"<html>".to_vec(),
+            FetchErrorKind::Protocol,
+        ),
+    ];
+    for (name, damage, expected) in cases {
+        let mut damaged = image.clone();
+        let mut media_type = MANIFEST.to_owned();
+        damage(&mut damaged, &mut media_type);
+        let mut store = Store::default();
+        store.publish("app", "1", &image);
+        store.manifest("app", "1", &media_type, &damaged.manifest);
+        let server = Server::start(store, |_| None).await;
+        assert_eq!(&kind(pull(&server).await), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_of_another_digest_than_asked_for_is_refused() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, {
+        let other = TestImage::one_layer(11).manifest;
+        move |seen| {
+            seen.path
+                .contains("/manifests/sha256:")
+                .then(|| Reply::ok(MANIFEST, other.clone()))
+        }
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let pinned = server.source(&format!("app:1@{}", Digest::sha256(&image.manifest)));
+    assert_eq!(
+        kind(resolve(&server.client(cache.path()), &pinned).await),
+        FetchErrorKind::DigestMismatch
+    );
+}
+
+fn split() -> Ranges {
+    Ranges {
+        connections: 4,
+        min_blob_bytes: 1 << 20,
+        range_bytes: 256 << 10,
+    }
+}
+
+async fn pull_split(server: &Server) -> Result<Vec<Vec<u8>>, oci_fetch::FetchError> {
+    let cache = tempfile::tempdir().unwrap();
+    let client = oci_fetch::Client::new(server.config(cache.path()).with_ranges(split())).unwrap();
+    pull_with(&client, &server.source("app:1"), &as_tenant("t")).await
+}
+
+#[tokio::test]
+async fn a_large_blob_comes_in_ranges_that_cross_the_wire_once() {
+    let image = TestImage::one_layer(3 << 20);
+    let server = Server::with_image(&image, |_| None).await;
+    assert_eq!(pull_split(&server).await.unwrap(), image.layers);
+    let requests = server.layer_requests(&image);
+    assert_eq!(requests.len(), 12);
+    assert!(requests.iter().all(|seen| seen.range().is_some()));
+    assert_eq!(
+        server.sent_bytes(),
+        (3 << 20) + image.manifest.len() + image.config.len()
+    );
+}
+
+#[tokio::test]
+async fn broken_ranges_go_on_where_they_broke() {
+    let image = TestImage::one_layer(3 << 20);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, |seen, layer| {
+            let (first, last) = seen.range().unwrap();
+            let last = last.unwrap();
+            let is_first_try = seen.nth < 12 && first % (256 << 10) == 0;
+            is_first_try.then(|| {
+                Reply::new(206)
+                    .header("content-range", &format!("bytes {first}-{last}/{}", layer.len()))
+                    .body(&layer[first..=last])
+                    .manner(if first % (512 << 10) == 0 {
+                        Manner::CutAt(70_000)
+                    } else {
+                        Manner::Whole
+                    })
+            })
+        }),
+    )
+    .await;
+    assert_eq!(pull_split(&server).await.unwrap(), image.layers);
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_is_read_in_one_piece() {
+    let image = TestImage::one_layer(3 << 20);
+    for fault in ["whole", "refused", "later whole", "later wrong"] {
+        let server = Server::with_image(
+            &image,
+            on_layer(&image, move |seen, layer| match (fault, seen.range()) {
+                ("whole", _) | ("later whole", Some((1048576.., _))) => Some(Reply::ok("x", layer)),
+                ("refused", Some(_)) => Some(Reply::new(416)),
+                ("later wrong", Some((1048576.., _))) => Some(
+                    Reply::new(206)
+                        .header("content-range", "bytes 0-9/3145728")
+                        .body(&layer[..10]),
+                ),
+                _ => None,
+            }),
+        )
+        .await;
+        assert_eq!(pull_split(&server).await.unwrap(), image.layers, "{fault}");
+        assert!(
+            server.sent_bytes() < 3 * (3 << 20),
+            "{fault}: {}",
+            server.sent_bytes()
+        );
+    }
+}
