@@ -266,7 +266,7 @@ mod tests {
         progress.layer_pulled().await;
         progress.layer_indexed().await;
         progress.enter(BuildState::Pulling).await;
-        progress.plan(1, 1000);
+        progress.plan(1, 1_000_000_000);
         progress.report().await;
         drop(progress);
         let mut seen = Vec::new();

@@ -1,0 +1,54 @@
+//! The worker process of the integration tests. Its first argument says how it behaves.
+
+use std::{
+    io::{Read, Write},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let mode = std::env::args().nth(1).unwrap_or_default();
+    match mode.as_str() {
+        "worker" => builder_core::worker::main(),
+        // The rest behave as a worker that was taken over, or that is broken.
+        "garbage" => say("this is no event\n"),
+        "endless-line" => {
+            let mut output = std::io::stdout();
+            while output.write_all(&[b'x'; 4096]).is_ok() {}
+            ExitCode::SUCCESS
+        }
+        "chatter" => {
+            let mut output = std::io::stdout();
+            while output.write_all(b"{\"note\":{\"message\":\"x\"}}\n").is_ok() {}
+            ExitCode::SUCCESS
+        }
+        "liar" => {
+            drain();
+            say("\"parsed\"\n{\"indexed\":{\"pack_bytes\":0,\"index_bytes\":0}}\n")
+        }
+        "silent" => {
+            drain();
+            ExitCode::SUCCESS
+        }
+        "panic" => panic!("a fault of the worker"),
+        "abort" => std::process::abort(),
+        "hang" => loop {
+            std::thread::park();
+        },
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    let mut output = std::io::stdout();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Reads the layer, as a worker would.
+fn drain() {
+    if let Ok(mut layer) = std::fs::File::open("/proc/self/fd/3") {
+        let _ = layer.read_to_end(&mut Vec::new());
+    }
+}
