@@ -32,11 +32,16 @@ impl FromStr for TenantId {
 
     fn from_str(value: &str) -> Result<Self, Self::Err> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        let starts_well = value.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let starts_well = value
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
         if value.len() <= 63 && starts_well && value.bytes().all(allowed) {
             Ok(Self(value.to_owned()))
         } else {
-            Err(InvalidTenantId { value: value.chars().take(80).collect() })
+            Err(InvalidTenantId {
+                value: value.chars().take(80).collect(),
+            })
         }
     }
 }
