@@ -1,0 +1,252 @@
+//! `builderd build`: one image, without a service.
+
+mod request;
+mod show;
+
+use std::{
+    env, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use builder_core::{
+    BuildError, BuildErrorKind, PackCache,
+    pipeline::{self, BuildLimits, PipelineConfig},
+    worker::ProcessLauncher,
+};
+use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
+use oci_fetch::{Client, ClientConfig, ImageSource, Loopback};
+use tokio_util::sync::CancellationToken;
+
+use self::{request::Arguments, show::Show};
+use super::{chain, runtime};
+use crate::{
+    exit::{Exit, Failure},
+    guest,
+};
+
+/// Events between the build and what shows them.
+const EVENT_CAPACITY: usize = 256;
+
+/// Bytes of layers kept between builds, as they came and unpacked.
+const MAX_BLOB_CACHE_BYTES: u64 = 10 << 30;
+const MAX_PACK_CACHE_BYTES: u64 = 10 << 30;
+
+/// Layers that are worked on at the same time.
+const LAYERS_IN_PARALLEL: usize = 4;
+
+const ABOUT: &str = "\
+Turn an image into an ext4 root file system, here and now.
+
+IMAGE is one of
+  REGISTRY/NAME[:TAG|@DIGEST]   an image in a registry, as docker.io/library/nginx:1.21-alpine
+  oci:DIR[:TAG]                 an OCI image layout
+  oci-archive:FILE[:TAG]        the same in a tar file
+  docker-archive:FILE[:TAG]     what `docker save` writes
+
+What happens is shown on standard error: as a bar on a terminal, as lines otherwise. Standard output gets the path of \
+the image, or with --json one JSON object a line for everything that happens, the last of which is the result.
+
+Beside the image, its metadata is written: for rootfs.ext4 it is rootfs.metadata.json. Both appear at once and \
+complete, or not at all; files that are there already are replaced only with --force.";
+
+/// The command line of `build`.
+pub(super) fn command() -> Command {
+    let command = Command::new("build")
+        .about("Turn an image into an ext4 root file system, without a service")
+        .long_about(ABOUT)
+        .after_help(super::EXIT_CODES);
+    Arguments::augment_args(command)
+}
+
+/// Builds an image, or says why not.
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let arguments =
+        Arguments::from_arg_matches(matches).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let runtime = runtime()?;
+    let result = runtime.block_on(build(&arguments));
+    // A second interrupt must not wait for what the first one asked to stop.
+    runtime.shutdown_background();
+    result
+}
+
+async fn build(arguments: &Arguments) -> Result<(), Failure> {
+    let mut show = Show::new(arguments.json);
+    let outcome = attempt(arguments, &mut show).await;
+    match outcome {
+        Ok(outcome) => {
+            show.completed(&outcome);
+            Ok(())
+        }
+        Err(failure) => {
+            show.failed(&failure);
+            // With --json the failure has been said where the caller reads.
+            let message = if arguments.json {
+                String::new()
+            } else {
+                failure.message
+            };
+            Err(Failure::new(failure.exit, message))
+        }
+    }
+}
+
+async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Outcome, Failure> {
+    let request = arguments.request()?;
+    let source: ImageSource = arguments
+        .image
+        .parse()
+        .map_err(|error| Failure::new(Exit::Usage, format!("IMAGE: {}", chain(&error))))?;
+    if !arguments.force {
+        refuse_existing(&arguments.output)?;
+    }
+    let cache = cache_directory(arguments)?;
+    let unusable = |error: io::Error| {
+        let message = format!("the cache directory {} cannot be used: {error}", cache.display());
+        Failure::new(Exit::CannotCreate, message)
+    };
+    let staging_directory = cache.join("staging");
+    fs::create_dir_all(&staging_directory).map_err(unusable)?;
+    let config = PipelineConfig {
+        fetch: client(arguments, &source, &cache)?,
+        local_images: true,
+        launcher: Arc::new(ProcessLauncher::new("/proc/self/exe", ["worker".into()])),
+        packs: PackCache::open(&cache, Some(MAX_PACK_CACHE_BYTES)).map_err(unusable)?,
+        staging_directory,
+        guest_init: guest::init(),
+        guest_architecture: guest::ARCHITECTURE.to_owned(),
+        backend: arguments.backend(),
+        layers_in_parallel: LAYERS_IN_PARALLEL,
+        limits: BuildLimits::default(),
+    };
+
+    let (events, mut received) = builder_core::event::channel(EVENT_CAPACITY);
+    let cancel = CancellationToken::new();
+    let mut running = std::pin::pin!(pipeline::run(
+        &config,
+        &request,
+        &arguments.output,
+        events,
+        cancel.clone()
+    ));
+    let result = loop {
+        tokio::select! {
+            biased;
+            interrupt = tokio::signal::ctrl_c() => {
+                if interrupt.is_err() || cancel.is_cancelled() {
+                    return Err(Failure::new(Exit::Interrupted, "interrupted twice: temporary files may be left behind"));
+                }
+                show.cancelling();
+                cancel.cancel();
+            }
+            Some(event) = received.recv() => show.event(event),
+            result = &mut running => break result,
+        }
+    };
+    // What was said last may still be in the channel.
+    while let Ok(event) = received.try_recv() {
+        show.event(event);
+    }
+    result.map_err(|error| failure(&error))
+}
+
+fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<Client, Failure> {
+    let failed = |error: oci_fetch::FetchError| Failure::new(Exit::CannotCreate, chain(&error));
+    // Whoever runs this command may reach this machine's own registries anyway.
+    let mut config = ClientConfig::new(cache.join("cache/blobs"))
+        .with_cache_limit(MAX_BLOB_CACHE_BYTES)
+        .with_loopback(Loopback::Tls)
+        .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
+    if let ImageSource::Registry(reference) = source {
+        let registry = reference.registry();
+        config = if arguments.plain_http {
+            config.with_plain_http(registry).map_err(failed)?
+        } else {
+            config.with_private_registry(registry).map_err(failed)?
+        };
+    } else if arguments.plain_http {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--plain-http: only an image in a registry is fetched over HTTP",
+        ));
+    }
+    Client::new(config).map_err(failed)
+}
+
+/// `--cache-dir`, or where the user's caches are.
+fn cache_directory(arguments: &Arguments) -> Result<PathBuf, Failure> {
+    if let Some(directory) = &arguments.cache_dir {
+        return Ok(directory.clone());
+    }
+    let absolute = |variable: &str| {
+        env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|caches| caches.join("builderd"))
+        .ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                "neither XDG_CACHE_HOME nor HOME is set: give --cache-dir",
+            )
+        })
+}
+
+fn refuse_existing(output: &Path) -> Result<(), Failure> {
+    let metadata = metadata_path(output);
+    for path in [output, &metadata] {
+        match fs::symlink_metadata(path) {
+            Ok(_) => {
+                let message = format!("{} is there already: give --force to replace it", path.display());
+                return Err(Failure::new(Exit::CannotCreate, message));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let message = format!("cannot look at {}: {error}", path.display());
+                return Err(Failure::new(Exit::CannotCreate, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the metadata of an image will be: `.ext4` at the end of the name is replaced, any other name is kept whole.
+fn metadata_path(output: &Path) -> PathBuf {
+    let stem = match output.extension() {
+        Some(extension) if extension == "ext4" => output.with_extension(""),
+        _ => output.to_owned(),
+    };
+    let mut name = stem.into_os_string();
+    name.push(".metadata.json");
+    PathBuf::from(name)
+}
+
+fn failure(error: &BuildError) -> Failure {
+    let exit = match error.kind() {
+        BuildErrorKind::InvalidArgument { .. } => Exit::Usage,
+        BuildErrorKind::ImageNotFound
+        | BuildErrorKind::RegistryUnreachable
+        | BuildErrorKind::RateLimited
+        | BuildErrorKind::TimedOut => Exit::Unavailable,
+        BuildErrorKind::Unauthorized => Exit::Permission,
+        BuildErrorKind::DigestMismatch
+        | BuildErrorKind::UnsupportedImage
+        | BuildErrorKind::CorruptLayer
+        | BuildErrorKind::LimitExceeded => Exit::Data,
+        BuildErrorKind::OutputNotWritable | BuildErrorKind::DiskFull => Exit::CannotCreate,
+        // The writer that stages files needs root, and tools: without root, that is what is said first.
+        BuildErrorKind::BackendUnavailable if !is_root() => Exit::Permission,
+        BuildErrorKind::BackendUnavailable => Exit::Unavailable,
+        BuildErrorKind::Cancelled => Exit::Interrupted,
+        _ => Exit::Internal,
+    };
+    // On the command line the tenant and the operator are one: what lies behind is said as well.
+    Failure::new(exit, chain(error))
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}

@@ -1,0 +1,264 @@
+//! What the command line asks for.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _},
+    path::PathBuf,
+};
+
+use builder_core::request::{
+    Backend, BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RegistryCredentials,
+    RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
+};
+use clap::{Args, ValueEnum, ValueHint};
+use oci_fetch::Platform;
+use rootfs::image::{DEFAULT_FREE_INODES, DEFAULT_FREE_SPACE_BYTES};
+use tenant::TenantId;
+
+use crate::exit::{Exit, Failure};
+
+/// Longer passwords are a file given by mistake.
+const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The image, see above
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: String,
+
+    /// Where the image file goes
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) output: PathBuf,
+
+    /// Replace files that are there already
+    #[arg(short, long)]
+    pub(super) force: bool,
+
+    /// Exactly what the layers say: no init, no file of ours
+    #[arg(long)]
+    raw: bool,
+
+    /// Which image of an index, as linux/arm64/v8 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = platform)]
+    platform: Option<String>,
+
+    /// How layers are understood where the specification and Docker differ
+    #[arg(long, value_name = "MODE", default_value = "oci")]
+    mode: Mode,
+
+    /// Which writer makes the image; mke2fs needs root and e2fsprogs
+    #[arg(long, value_name = "BACKEND", default_value = "native")]
+    backend: BackendName,
+
+    /// Written to by the guest, or never
+    #[arg(long, value_name = "PROFILE", default_value = "rw")]
+    profile: ProfileName,
+
+    /// Free bytes for the guest, as 512MiB or 2GiB; sparse [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    free_space: Option<u64>,
+
+    /// Free inodes for the guest [default: 16384]
+    #[arg(long, value_name = "N")]
+    free_inodes: Option<u64>,
+
+    /// Speak HTTP without TLS to the registry
+    #[arg(long)]
+    pub(super) plain_http: bool,
+
+    /// User name for the registry
+    #[arg(long, value_name = "NAME", requires = "password_stdin")]
+    username: Option<String>,
+
+    /// Read the registry's password, or an access token, from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+
+    /// Where layers are kept between builds [default: $XDG_CACHE_HOME/builderd, else ~/.cache/builderd]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) cache_dir: Option<PathBuf>,
+
+    /// Print one JSON object a line for everything that happens, the result last
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// The image specification to the letter
+    Oci,
+    /// What containerd and Docker users see
+    Docker,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendName {
+    /// Our own
+    Native,
+    /// e2fsprogs
+    Mke2fs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProfileName {
+    /// Journal and free space
+    Rw,
+    /// Nothing to spare
+    Ro,
+}
+
+impl Arguments {
+    pub(super) const fn backend(&self) -> Backend {
+        match self.backend {
+            BackendName::Native => Backend::Native,
+            BackendName::Mke2fs => Backend::Mke2fs,
+        }
+    }
+
+    /// The request of one's own machine's only tenant.
+    pub(super) fn request(&self) -> Result<BuildRequest, Failure> {
+        let usage = |message: &str| Failure::new(Exit::Usage, message);
+        let profile = match self.profile {
+            ProfileName::Rw => Profile::ReadWrite,
+            ProfileName::Ro => Profile::ReadOnly,
+        };
+        if profile == Profile::ReadOnly && (self.free_space.is_some() || self.free_inodes.is_some()) {
+            return Err(usage(
+                "--free-space, --free-inodes: nothing is free in an image with --profile ro",
+            ));
+        }
+        let tenant_id: TenantId = "local"
+            .parse()
+            .map_err(|error| Failure::new(Exit::Internal, format!("{error}")))?;
+        Ok(BuildRequest {
+            tenant: TenantContext {
+                tenant_id,
+                customer_id: String::new(),
+                organization_id: String::new(),
+                claimed_tier: None,
+                permissions: Vec::new(),
+                metadata: BTreeMap::new(),
+            },
+            source: DockerImageSource {
+                image_uri: self.image.clone(),
+                platform: self.platform.clone(),
+                pull_tags: Vec::new(),
+                credentials: self.credentials()?,
+            },
+            target: RootfsTarget {
+                init: if self.raw {
+                    InitStrategy::Raw
+                } else {
+                    InitStrategy::Tini
+                },
+                runtime: RuntimeOverrides::default(),
+                profile,
+                free_space_bytes: self.free_space.unwrap_or(DEFAULT_FREE_SPACE_BYTES),
+                free_inodes: self.free_inodes.unwrap_or(DEFAULT_FREE_INODES),
+                layer_mode: match self.mode {
+                    Mode::Oci => LayerMode::Oci,
+                    Mode::Docker => LayerMode::Docker,
+                },
+            },
+            limits: RequestedLimits::default(),
+            build_name: String::new(),
+            labels: BTreeMap::new(),
+            suggested_asset_id: String::new(),
+        })
+    }
+
+    fn credentials(&self) -> Result<Option<RegistryCredentials>, Failure> {
+        let Some(username) = &self.username else {
+            return Ok(None);
+        };
+        let mut password = String::new();
+        io::stdin()
+            .take(MAX_PASSWORD_BYTES + 1)
+            .read_to_string(&mut password)
+            .map_err(|error| {
+                Failure::new(Exit::Usage, format!("--password-stdin: reading failed: {error}"))
+            })?;
+        if password.len() as u64 > MAX_PASSWORD_BYTES {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--password-stdin: expected at most 64 KiB",
+            ));
+        }
+        // What `echo` adds is not part of it.
+        let password = password.strip_suffix('\n').unwrap_or(&password);
+        let password = password.strip_suffix('\r').unwrap_or(password);
+        if password.is_empty() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--password-stdin: expected a password, got nothing",
+            ));
+        }
+        Ok(Some(RegistryCredentials {
+            username: username.clone(),
+            password: Secret::new(password.to_owned()),
+            token: Secret::default(),
+            registry: String::new(),
+        }))
+    }
+}
+
+fn platform(text: &str) -> Result<String, String> {
+    match text.parse::<Platform>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("expected os/architecture[/variant], as linux/amd64".to_owned()),
+    }
+}
+
+/// Reads a size: a whole number and a unit of powers of two (`K`, `KiB`, … `T`, `TiB`) or of ten (`KB`, … `TB`); bytes
+/// without one.
+fn parse_size(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str =
+        "expected a whole number with K, M, G, T (or KiB, …, or KB, …) behind it or not, as 512MiB";
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return Err(EXPECTED.to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| EXPECTED.to_owned())?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| "more than there are bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("1K", Some(1024)),
+            ("1KB", Some(1000)),
+            ("256MiB", Some(256 << 20)),
+            ("256M", Some(256 << 20)),
+            ("2GiB", Some(2 << 30)),
+            ("1TB", Some(1_000_000_000_000)),
+            ("", None),
+            ("M", None),
+            ("1.5G", None),
+            ("-1", None),
+            ("1 GiB", None),
+            ("1PiB", None),
+            ("99999999999999999999", None),
+            ("18446744073709551615K", None),
+        ] {
+            assert_eq!(parse_size(text).ok(), expected, "{text:?}");
+        }
+    }
+}

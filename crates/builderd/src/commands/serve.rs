@@ -1,0 +1,188 @@
+//! `builderd serve`.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use builder_core::{StartError, StartErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{chain, runtime};
+use crate::{
+    config::{Config, Effect, SETTINGS, Setting, VARIABLE_PREFIX, Values},
+    daemon::{Daemon, DaemonError},
+    exit::{Exit, Failure},
+    logging,
+};
+
+/// Where `--dev` keeps its state.
+const DEFAULT_STATE_DIRECTORY: &str = "./builderd-data";
+
+/// The command line of `serve`: one flag for every setting.
+pub(super) fn command() -> Command {
+    let flags = SETTINGS
+        .iter()
+        .filter(|setting| !matches!(setting.effect, Effect::Client))
+        .map(flag);
+    Command::new("serve")
+        .about("Serve the API (the default command)")
+        .long_about(
+            "Serve the API over gRPC, gRPC-Web and Connect on one port, and build what it is asked for.\n\n\
+             Every flag is also a variable, UNKEY_BUILDERD_ and the flag in capitals with underscores, as \
+             UNKEY_BUILDERD_BUILD_TIMEOUT=20m. A flag goes before a variable. Durations are spelt as 15m or 1h30m.",
+        )
+        .arg(
+            Arg::new("dev")
+                .long("dev")
+                .action(ArgAction::SetTrue)
+                .help("Defaults for one's own machine: loopback only, no TLS, all state in one directory"),
+        )
+        .arg(
+            Arg::new("state-dir")
+                .long("state-dir")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .requires("dev")
+                .help(format!("Where --dev keeps its state [default: {DEFAULT_STATE_DIRECTORY}]")),
+        )
+        .args(flags)
+}
+
+fn flag(setting: &Setting) -> Arg {
+    let default = match (setting.default, setting.development) {
+        ("", _) => String::new(),
+        (default, None) => format!(" [default: {default}]"),
+        (default, Some(development)) => format!(" [default: {default}, with --dev: {development}]"),
+    };
+    Arg::new(setting.name)
+        .long(setting.flag())
+        .value_name("VALUE")
+        .help(format!("{}{default}", setting.help))
+        // What does nothing yet is accepted, so that it can be refused with its reason.
+        .hide(matches!(setting.effect, Effect::NotYet(_)))
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let config = config(matches)?;
+    logging::start(&config.log);
+    let runtime = runtime()?;
+    let result = runtime.block_on(serve(config));
+    // A second signal must not wait for what the first one asked to stop.
+    runtime.shutdown_background();
+    result
+}
+
+fn config(matches: &ArgMatches) -> Result<Config, Failure> {
+    let development = matches.get_flag("dev");
+    let state_directory = development.then(|| {
+        let given = matches.get_one::<PathBuf>("state-dir").cloned();
+        given.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY))
+    });
+    let flag = |setting: &Setting| match setting.effect {
+        Effect::Client => None,
+        _ => matches.get_one::<String>(setting.name).cloned(),
+    };
+    Values::collect(std::env::vars_os(), flag, state_directory.as_deref())
+        .and_then(|values| Config::from_values(&values, development))
+        .map_err(|errors| {
+            let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            Failure::new(Exit::Usage, lines.join("\n"))
+        })
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    // Before the port opens, so that no signal meets a process that would just die of it.
+    let mut signals = Signals::new()?;
+    let daemon = Daemon::start(&config, super::worker_command())
+        .await
+        .map_err(|error| start_failure(&error))?;
+    announce(&config, daemon.address());
+
+    let signal = signals.next().await;
+    tracing::info!(signal, grace = ?config.shutdown_timeout, "Draining");
+    tokio::select! {
+        () = daemon.shutdown(config.shutdown_timeout) => tracing::info!("Stopped"),
+        signal = signals.next() => {
+            tracing::warn!(signal, "Stopped at once by a second signal; unfinished builds start over next time");
+        }
+    }
+    Ok(())
+}
+
+fn start_failure(error: &DaemonError) -> Failure {
+    let cause = chain(error);
+    match error {
+        DaemonError::Setting { setting, source } if source.is::<StartError>() => {
+            let message = format!(
+                "{VARIABLE_PREFIX}{setting}: {}: set it to a directory that this user can write to, or start with \
+                 --dev",
+                chain(source.as_ref())
+            );
+            Failure::new(Exit::CannotCreate, message)
+        }
+        DaemonError::Setting { setting, source } => Failure::new(
+            Exit::Usage,
+            format!("{VARIABLE_PREFIX}{setting}: {}", chain(source.as_ref())),
+        ),
+        DaemonError::Listen { source, .. } => {
+            let exit = match source.kind() {
+                io::ErrorKind::PermissionDenied => Exit::Permission,
+                _ => Exit::Unavailable,
+            };
+            Failure::new(
+                exit,
+                format!("{VARIABLE_PREFIX}ADDRESS, {VARIABLE_PREFIX}PORT: {cause}"),
+            )
+        }
+        DaemonError::Builder(error) if error.kind == StartErrorKind::Configuration => {
+            Failure::new(Exit::Usage, cause)
+        }
+        DaemonError::Builder(_) => Failure::new(Exit::Unavailable, cause),
+        DaemonError::Edge(_) => Failure::new(Exit::Internal, cause),
+    }
+}
+
+/// One line with what an operator looks for first, and warnings about what is open.
+fn announce(config: &Config, address: SocketAddr) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        server.address = %address,
+        database = %config.database_directory.display(),
+        images = %config.output_directory.display(),
+        workspace = %config.workspace_directory.display(),
+        backend = ?config.backend,
+        development = config.development,
+        "Serving"
+    );
+    tracing::warn!(
+        "Workers are not contained in namespaces and control groups: build only images that you trust this host with"
+    );
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            server.address = %address,
+            "Anyone who reaches this address can act for any tenant: AUTH_MODE is none and the port is not encrypted"
+        );
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let failed = |error| Failure::new(Exit::Internal, format!("cannot listen to signals: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The settings of `builderd serve` as values that the parts of the daemon take.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use builder_core::request::Backend;
+
+use super::values::{ConfigError, Values};
+
+/// Everything that `builderd serve` needs to know.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Whether the defaults are those of `--dev`.
+    pub development: bool,
+    /// Where the service port is.
+    pub address: SocketAddr,
+    /// How long running builds may finish at shutdown.
+    pub shutdown_timeout: Duration,
+    /// Requests to `/health` a second.
+    pub health_requests_per_second: u32,
+    /// Builds that run at the same time.
+    pub max_concurrent_builds: usize,
+    /// The longest that any build may take.
+    pub build_timeout: Duration,
+    /// Holds the database.
+    pub database_directory: PathBuf,
+    /// Finished images.
+    pub output_directory: PathBuf,
+    /// Small temporary files.
+    pub scratch_directory: PathBuf,
+    /// Caches and unfinished work.
+    pub workspace_directory: PathBuf,
+    /// Which writer makes the images.
+    pub backend: Backend,
+    /// Whether layers are kept between builds.
+    pub cache_enabled: bool,
+    /// Bytes of cached layers, blobs and packs together.
+    pub cache_max_bytes: u64,
+    /// Whether requests may bring registry credentials.
+    pub registry_credentials: bool,
+    /// Bytes of an image's compressed layers.
+    pub max_image_bytes: u64,
+    /// Registries that may be pulled from, as patterns; empty for any.
+    pub allowed_registries: Vec<String>,
+    /// Registries that are spoken to over plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// How log lines look.
+    pub log: LogConfig,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level, or a filter as of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+impl Config {
+    /// Types the values, and refuses those that this version cannot honour.
+    ///
+    /// # Errors
+    /// All that is wrong at once.
+    pub fn from_values(values: &Values, development: bool) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        refuse_what_is_missing(values, &mut errors);
+
+        let log = LogConfig {
+            filter: values.text("LOG_LEVEL").to_owned(),
+            format: match values.text("LOG_FORMAT") {
+                "pretty" => LogFormat::Pretty,
+                _ => LogFormat::Json,
+            },
+        };
+        if log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            errors.push(values.refuse(
+                "LOG_LEVEL",
+                "expected error, warn, info, debug or trace, or a filter as info,builder_core=debug",
+            ));
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            development,
+            address: SocketAddr::new(values.address("ADDRESS"), values.integer("PORT")),
+            shutdown_timeout: values.duration("SHUTDOWN_TIMEOUT"),
+            health_requests_per_second: values.integer("RATE_LIMIT"),
+            max_concurrent_builds: values.integer("MAX_CONCURRENT_BUILDS"),
+            build_timeout: values.duration("BUILD_TIMEOUT"),
+            database_directory: values.path("DATABASE_DATA_DIR"),
+            output_directory: values.path("ROOTFS_OUTPUT_DIR"),
+            scratch_directory: values.path("SCRATCH_DIR"),
+            workspace_directory: values.path("WORKSPACE_DIR"),
+            backend: match values.text("ROOTFS_BACKEND") {
+                "mke2fs" => Backend::Mke2fs,
+                _ => Backend::Native,
+            },
+            cache_enabled: values.flag("STORAGE_CACHE_ENABLED"),
+            cache_max_bytes: values.gibibytes("STORAGE_CACHE_MAX_SIZE_GB"),
+            registry_credentials: values.flag("DOCKER_REGISTRY_AUTH"),
+            max_image_bytes: values.gibibytes("DOCKER_MAX_IMAGE_SIZE_GB"),
+            allowed_registries: values.list("DOCKER_ALLOWED_REGISTRIES"),
+            insecure_registries: values.list("DOCKER_INSECURE_REGISTRIES"),
+            log,
+        })
+    }
+}
+
+/// Settings of which only some values can be had. Production's own defaults are among those that cannot, on purpose:
+/// a service that is thought to be encrypted or contained and is not must not start.
+fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
+    let words = [
+        (
+            "TLS_MODE",
+            "disabled",
+            "TLS is not implemented yet: set UNKEY_BUILDERD_TLS_MODE=disabled and put a proxy that terminates TLS in \
+             front of the service, or start with --dev",
+        ),
+        (
+            "STORAGE_BACKEND",
+            "local",
+            "object stores are not implemented yet: set UNKEY_BUILDERD_STORAGE_BACKEND=local",
+        ),
+        (
+            "DATABASE_TYPE",
+            "sqlite",
+            "PostgreSQL is not implemented yet: set UNKEY_BUILDERD_DATABASE_TYPE=sqlite",
+        ),
+        (
+            "AUTH_MODE",
+            "none",
+            "authentication is not implemented yet: set UNKEY_BUILDERD_AUTH_MODE=none and let only trusted networks \
+             reach the service port",
+        ),
+    ];
+    for (name, only, problem) in words {
+        if values.text(name) != only {
+            errors.push(values.refuse(name, problem));
+        }
+    }
+    let switches = [
+        (
+            "TENANT_ISOLATION_ENABLED",
+            "workers are not contained in namespaces and control groups yet: set \
+             UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without, or start with --dev",
+        ),
+        (
+            "ASSETMANAGER_ENABLED",
+            "images are not registered with assetmanagerd yet: set UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false, or start \
+             with --dev",
+        ),
+    ];
+    for (name, problem) in switches {
+        if values.flag(name) {
+            errors.push(values.refuse(name, problem));
+        }
+    }
+}

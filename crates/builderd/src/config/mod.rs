@@ -1,0 +1,16 @@
+//! Settings of the daemon: from variables, from flags, checked before a port opens.
+//!
+//! Every setting stands once, in [`SETTINGS`]: its variable is `UNKEY_BUILDERD_` and its name, its flag `--` and the
+//! name in lower case with dashes. A flag goes before a variable, a variable before the default; an empty variable is
+//! an unset one. A setting that this version does nothing with may only have the value it has by default: anything
+//! else is refused at the start, and so is a variable with the prefix that does not exist.
+
+mod daemon;
+mod duration;
+mod settings;
+mod values;
+
+pub use daemon::{Config, LogConfig, LogFormat};
+pub use duration::{format_duration, parse_duration};
+pub use settings::{Effect, Form, SETTINGS, Setting, VARIABLE_PREFIX};
+pub use values::{ConfigError, Source, Values};

@@ -1,0 +1,549 @@
+//! The table of all settings.
+
+/// What every variable of the daemon begins with.
+pub const VARIABLE_PREFIX: &str = "UNKEY_BUILDERD_";
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name, as `PULL_TIMEOUT`; variable and flag derive from it.
+    pub name: &'static str,
+    /// Its value when nothing is given, in the form in which it would be given; empty for none.
+    pub default: &'static str,
+    /// Its value under `--dev` when nothing is given; `None` for the same as in production.
+    pub development: Option<&'static str>,
+    /// What values look like.
+    pub form: Form,
+    /// What becomes of it.
+    pub effect: Effect,
+    /// Whether the value must never be shown.
+    pub secret: bool,
+    /// One line for people.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The variable, as `UNKEY_BUILDERD_PULL_TIMEOUT`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.name)
+    }
+
+    /// The flag without its dashes, as `pull-timeout`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+}
+
+/// What values of a setting look like.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    /// Anything.
+    Text,
+    /// `true` or `false`.
+    Bool,
+    /// A whole number, bounds included.
+    Integer {
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A number from 0 to 1.
+    Ratio,
+    /// A duration as Go spells it.
+    Duration {
+        /// Whether zero is one.
+        zero: bool,
+    },
+    /// A path.
+    Path,
+    /// An IP address.
+    Address,
+    /// `http://` or `https://` and a host.
+    Url,
+    /// Names with commas between them.
+    List,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+impl Form {
+    /// Completes "expected …".
+    #[must_use]
+    pub fn expected(&self) -> String {
+        match self {
+            Self::Text => "text".to_owned(),
+            Self::Bool => "true or false".to_owned(),
+            Self::Integer { min, max: u64::MAX } => format!("a whole number of at least {min}"),
+            Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Ratio => "a number from 0 to 1, as 0.25".to_owned(),
+            Self::Duration { zero: true } => "a duration, as 15m, 1h30m or 0".to_owned(),
+            Self::Duration { zero: false } => "a duration above zero, as 15m or 1h30m".to_owned(),
+            Self::Path => "a path".to_owned(),
+            Self::Address => "an IP address, as 127.0.0.1 or ::1".to_owned(),
+            Self::Url => "a URL, as http://127.0.0.1:8083".to_owned(),
+            Self::List => "names with commas between them, as docker.io,ghcr.io".to_owned(),
+            Self::Word(words) => match words {
+                [only] => (*only).to_owned(),
+                [first @ .., last] => format!("{} or {last}", first.join(", ")),
+                [] => "nothing".to_owned(),
+            },
+        }
+    }
+}
+
+/// What becomes of a setting.
+#[derive(Clone, Copy, Debug)]
+pub enum Effect {
+    /// It does what its help says.
+    Works,
+    /// Some values work; [`super::Config`] refuses the others with a reason.
+    Partial,
+    /// Nothing yet: only the value of the default is taken, since that is what happens anyway. The text says why, and
+    /// what to do instead where there is something.
+    NotYet(&'static str),
+    /// The remote client's, which shares the prefix: the daemon has no use for it and does not mind it.
+    Client,
+}
+
+const NOT_PORTABLE: &str = "the database is SQLite in this version";
+const NO_OBJECT_STORE: &str = "images are kept on the local disk in this version";
+const NO_TLS: &str =
+    "the service port speaks plaintext in this version: put a proxy that terminates TLS in front of it";
+const NO_BEARER: &str =
+    "callers are not authenticated in this version: let only trusted networks reach the service port";
+const NO_TELEMETRY: &str =
+    "telemetry is not exported in this version: the log on standard error is what there is";
+const NO_AUDIT: &str = "no audit log is written in this version";
+const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
+const NO_TIERS: &str =
+    "tenants have no tiers in this version: BUILD_TIMEOUT and what a request asks for bound a build";
+const NO_RETENTION: &str = "nothing is removed after some time in this version";
+
+const fn works(name: &'static str, default: &'static str, form: Form, help: &'static str) -> Setting {
+    Setting {
+        name,
+        default,
+        development: None,
+        form,
+        effect: Effect::Works,
+        secret: false,
+        help,
+    }
+}
+
+impl Setting {
+    const fn in_development(mut self, value: &'static str) -> Self {
+        self.development = Some(value);
+        self
+    }
+
+    const fn partial(mut self) -> Self {
+        self.effect = Effect::Partial;
+        self
+    }
+
+    const fn not_yet(mut self, reason: &'static str) -> Self {
+        self.effect = Effect::NotYet(reason);
+        self
+    }
+
+    const fn client(mut self) -> Self {
+        self.effect = Effect::Client;
+        self
+    }
+
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+}
+
+const COUNT: Form = Form::Integer {
+    min: 1,
+    max: u32::MAX as u64,
+};
+const BYTES: Form = Form::Integer {
+    min: 1,
+    max: i64::MAX as u64,
+};
+/// Gibibytes that are still a number of bytes.
+const GIBIBYTES: Form = Form::Integer { min: 1, max: 1 << 33 };
+const PORT: Form = Form::Integer { min: 0, max: 65_535 };
+const DURATION: Form = Form::Duration { zero: false };
+const TIERS: &[&str] = &["free", "pro", "enterprise", "dedicated"];
+
+/// All settings, in the order in which `--help` shows them.
+pub const SETTINGS: &[Setting] = &[
+    // The service port.
+    works("PORT", "8082", PORT, "Service port; 0 for any free one"),
+    works("ADDRESS", "0.0.0.0", Form::Address, "Address to listen on").in_development("127.0.0.1"),
+    works(
+        "SHUTDOWN_TIMEOUT",
+        "15s",
+        Form::Duration { zero: true },
+        "How long running builds may finish at shutdown",
+    ),
+    works("RATE_LIMIT", "100", COUNT, "Requests to /health a second"),
+    // Builds.
+    works(
+        "MAX_CONCURRENT_BUILDS",
+        "5",
+        Form::Integer { min: 1, max: 1024 },
+        "Builds that run at the same time",
+    ),
+    works(
+        "BUILD_TIMEOUT",
+        "15m",
+        DURATION,
+        "The longest that any build may take",
+    ),
+    works(
+        "SCRATCH_DIR",
+        "/tmp/builderd",
+        Form::Path,
+        "Small temporary files",
+    ),
+    works(
+        "ROOTFS_OUTPUT_DIR",
+        "/opt/builderd/rootfs",
+        Form::Path,
+        "Finished images",
+    ),
+    works(
+        "WORKSPACE_DIR",
+        "/opt/builderd/workspace",
+        Form::Path,
+        "Caches and unfinished work",
+    ),
+    works(
+        "ROOTFS_BACKEND",
+        "native",
+        Form::Word(&["native", "mke2fs"]),
+        "Which writer makes the images; mke2fs needs root",
+    ),
+    // Storage.
+    works(
+        "STORAGE_BACKEND",
+        "local",
+        Form::Word(&["local", "s3", "gcs"]),
+        "Where images are kept",
+    )
+    .partial(),
+    works("STORAGE_RETENTION_DAYS", "30", COUNT, "Days that images are kept").not_yet(NO_RETENTION),
+    works("STORAGE_MAX_SIZE_GB", "100", GIBIBYTES, "Gibibytes of images")
+        .not_yet("the size of all images is not bounded in this version"),
+    works(
+        "STORAGE_CACHE_ENABLED",
+        "true",
+        Form::Bool,
+        "Keep layers between builds",
+    ),
+    works(
+        "STORAGE_CACHE_MAX_SIZE_GB",
+        "50",
+        GIBIBYTES,
+        "Gibibytes of cached layers",
+    ),
+    works(
+        "STORAGE_S3_BUCKET",
+        "",
+        Form::Text,
+        "Bucket for STORAGE_BACKEND=s3",
+    )
+    .not_yet(NO_OBJECT_STORE),
+    works("STORAGE_S3_REGION", "", Form::Text, "Its region").not_yet(NO_OBJECT_STORE),
+    works("STORAGE_S3_ENDPOINT", "", Form::Url, "Its endpoint").not_yet(NO_OBJECT_STORE),
+    works("STORAGE_S3_ACCESS_KEY", "", Form::Text, "Its access key")
+        .not_yet(NO_OBJECT_STORE)
+        .secret(),
+    works("STORAGE_S3_SECRET_KEY", "", Form::Text, "Its secret key")
+        .not_yet(NO_OBJECT_STORE)
+        .secret(),
+    works(
+        "STORAGE_GCS_BUCKET",
+        "",
+        Form::Text,
+        "Bucket for STORAGE_BACKEND=gcs",
+    )
+    .not_yet(NO_OBJECT_STORE),
+    works("STORAGE_GCS_PROJECT", "", Form::Text, "Its project").not_yet(NO_OBJECT_STORE),
+    works("STORAGE_GCS_CREDENTIALS_PATH", "", Form::Path, "Its credentials").not_yet(NO_OBJECT_STORE),
+    works(
+        "CLEANUP_INTERVAL",
+        "1h",
+        DURATION,
+        "How often what is due is removed",
+    )
+    .not_yet(NO_RETENTION),
+    // Registries.
+    works(
+        "DOCKER_REGISTRY_AUTH",
+        "true",
+        Form::Bool,
+        "Accept registry credentials in requests",
+    ),
+    works(
+        "DOCKER_MAX_IMAGE_SIZE_GB",
+        "5",
+        GIBIBYTES,
+        "Gibibytes of an image's compressed layers",
+    ),
+    works(
+        "DOCKER_PULL_TIMEOUT",
+        "10m",
+        DURATION,
+        "The longest that a pull may take",
+    )
+    .not_yet("a pull that stands still ends by itself, and BUILD_TIMEOUT bounds the whole build"),
+    works(
+        "DOCKER_REGISTRY_MIRROR",
+        "",
+        Form::Text,
+        "Registry to ask before docker.io",
+    )
+    .not_yet("images are pulled from the registry that their reference names"),
+    works(
+        "DOCKER_ALLOWED_REGISTRIES",
+        "",
+        Form::List,
+        "Registries that may be pulled from; empty for any",
+    ),
+    works(
+        "DOCKER_INSECURE_REGISTRIES",
+        "",
+        Form::List,
+        "Registries that are spoken to over plain HTTP",
+    ),
+    // Tenants.
+    works(
+        "TENANT_ISOLATION_ENABLED",
+        "true",
+        Form::Bool,
+        "Contain workers in namespaces and control groups",
+    )
+    .in_development("false")
+    .partial(),
+    works(
+        "TENANT_DEFAULT_TIER",
+        "free",
+        Form::Word(TIERS),
+        "Tier of tenants that are not known",
+    )
+    .in_development("pro")
+    .not_yet(NO_TIERS),
+    works(
+        "TENANT_QUOTA_CHECK_INTERVAL",
+        "5m",
+        DURATION,
+        "How often quotas are looked over",
+    )
+    .not_yet(NO_QUOTAS),
+    works(
+        "TENANT_DEFAULT_MAX_MEMORY_BYTES",
+        "2147483648",
+        BYTES,
+        "Bytes of memory of a build, default tier",
+    )
+    .not_yet(NO_TIERS),
+    works(
+        "TENANT_DEFAULT_MAX_CPU_CORES",
+        "2",
+        COUNT,
+        "Cores of a build, default tier",
+    )
+    .not_yet(NO_TIERS),
+    works(
+        "TENANT_DEFAULT_MAX_DISK_BYTES",
+        "10737418240",
+        BYTES,
+        "Bytes of disk of a build, default tier",
+    )
+    .not_yet(NO_TIERS),
+    works(
+        "TENANT_DEFAULT_TIMEOUT_SECONDS",
+        "900",
+        COUNT,
+        "Seconds of a build, default tier",
+    )
+    .not_yet(NO_TIERS),
+    works(
+        "TENANT_DEFAULT_MAX_CONCURRENT_BUILDS",
+        "3",
+        COUNT,
+        "Builds at once, default tier",
+    )
+    .not_yet(NO_QUOTAS),
+    works(
+        "TENANT_DEFAULT_MAX_DAILY_BUILDS",
+        "100",
+        COUNT,
+        "Builds a day, default tier",
+    )
+    .not_yet(NO_QUOTAS),
+    works(
+        "TENANT_DEFAULT_MAX_STORAGE_BYTES",
+        "53687091200",
+        BYTES,
+        "Bytes of images, default tier",
+    )
+    .not_yet(NO_QUOTAS),
+    works(
+        "TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES",
+        "30",
+        COUNT,
+        "Minutes of a build, default tier",
+    )
+    .not_yet(NO_TIERS),
+    // State.
+    works(
+        "DATABASE_DATA_DIR",
+        "/opt/builderd/data",
+        Form::Path,
+        "The database",
+    ),
+    works(
+        "DATABASE_TYPE",
+        "sqlite",
+        Form::Word(&["sqlite", "postgres"]),
+        "Which database",
+    )
+    .partial(),
+    works("DATABASE_HOST", "", Form::Text, "Host of DATABASE_TYPE=postgres").not_yet(NOT_PORTABLE),
+    works("DATABASE_PORT", "", PORT, "Its port").not_yet(NOT_PORTABLE),
+    works("DATABASE_NAME", "", Form::Text, "Its database").not_yet(NOT_PORTABLE),
+    works("DATABASE_USERNAME", "", Form::Text, "Its user").not_yet(NOT_PORTABLE),
+    works("DATABASE_PASSWORD", "", Form::Text, "Its password")
+        .not_yet(NOT_PORTABLE)
+        .secret(),
+    works("DATABASE_SSL_MODE", "", Form::Text, "How it is encrypted").not_yet(NOT_PORTABLE),
+    // assetmanagerd.
+    works(
+        "ASSETMANAGER_ENABLED",
+        "true",
+        Form::Bool,
+        "Register images with assetmanagerd",
+    )
+    .in_development("false")
+    .partial(),
+    works(
+        "ASSETMANAGER_ENDPOINT",
+        "https://localhost:8083",
+        Form::Url,
+        "Where assetmanagerd is",
+    )
+    .partial(),
+    // Who may call.
+    works(
+        "AUTH_MODE",
+        "none",
+        Form::Word(&["none", "bearer", "mtls"]),
+        "How callers show who they are",
+    )
+    .partial(),
+    works("AUTH_TOKENS_FILE", "", Form::Path, "Tokens for AUTH_MODE=bearer").not_yet(NO_BEARER),
+    works(
+        "AUTH_SERVICE_IDS",
+        "",
+        Form::List,
+        "SPIFFE IDs that act for any tenant",
+    )
+    .not_yet(NO_BEARER),
+    works(
+        "TLS_MODE",
+        "spiffe",
+        Form::Word(&["disabled", "file", "spiffe"]),
+        "How the service port is encrypted",
+    )
+    .in_development("disabled")
+    .partial(),
+    works("TLS_CERT_FILE", "", Form::Path, "Certificate for TLS_MODE=file").not_yet(NO_TLS),
+    works("TLS_KEY_FILE", "", Form::Path, "Key for TLS_MODE=file").not_yet(NO_TLS),
+    works("TLS_CA_FILE", "", Form::Path, "Authority for client certificates").not_yet(NO_TLS),
+    works(
+        "SPIFFE_SOCKET",
+        "/run/spire/sockets/agent.sock",
+        Form::Path,
+        "Agent for TLS_MODE=spiffe",
+    )
+    .not_yet(NO_TLS),
+    // What it tells.
+    works(
+        "LOG_LEVEL",
+        "info",
+        Form::Text,
+        "error, warn, info, debug or trace; or a filter, as info,builder_core=debug",
+    ),
+    works(
+        "LOG_FORMAT",
+        "json",
+        Form::Word(&["json", "pretty"]),
+        "How log lines look",
+    )
+    .in_development("pretty"),
+    works("AUDIT_ENABLED", "false", Form::Bool, "Write an audit log").not_yet(NO_AUDIT),
+    works(
+        "AUDIT_LOG_PATH",
+        "/var/log/builderd-audit.log",
+        Form::Path,
+        "Where it is written",
+    )
+    .not_yet(NO_AUDIT),
+    works("OTEL_ENABLED", "false", Form::Bool, "Export traces and metrics").not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_SERVICE_NAME",
+        "builderd",
+        Form::Text,
+        "Name of the service in telemetry",
+    )
+    .not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_SERVICE_VERSION",
+        "",
+        Form::Text,
+        "Version of the service in telemetry",
+    )
+    .not_yet(NO_TELEMETRY),
+    works("OTEL_ENDPOINT", "localhost:4318", Form::Text, "OTLP endpoint").not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_SAMPLING_RATE",
+        "1.0",
+        Form::Ratio,
+        "Share of requests that are traced",
+    )
+    .not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_PROMETHEUS_ENABLED",
+        "true",
+        Form::Bool,
+        "Serve metrics (with OTEL_ENABLED)",
+    )
+    .not_yet(NO_TELEMETRY),
+    works("OTEL_PROMETHEUS_PORT", "9466", PORT, "Port for metrics").not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_PROMETHEUS_INTERFACE",
+        "127.0.0.1",
+        Form::Address,
+        "Address for metrics",
+    )
+    .not_yet(NO_TELEMETRY),
+    works(
+        "OTEL_HIGH_CARDINALITY_ENABLED",
+        "false",
+        Form::Bool,
+        "Metrics by tenant",
+    )
+    .not_yet(NO_TELEMETRY),
+    // The remote client's.
+    works(
+        "SERVER_ADDRESS",
+        "https://localhost:8082",
+        Form::Text,
+        "Read by the remote client only",
+    )
+    .client(),
+    works("TENANT_ID", "", Form::Text, "Read by the remote client only").client(),
+    works("USER_ID", "", Form::Text, "Read by the remote client only").client(),
+];

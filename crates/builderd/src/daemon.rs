@@ -1,0 +1,234 @@
+//! The parts of the daemon put together: builds, edge, listener.
+
+use std::{ffi::OsString, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use builder_core::{
+    StartError, StartErrorKind,
+    service::{Builder, BuilderConfig, Check},
+};
+use oci_fetch::{ClientConfig, FetchError, Loopback, Policy};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    config::Config,
+    edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
+    guest,
+    proto::builder_service_server::BuilderServiceServer,
+    service::Service,
+};
+
+/// Builds that wait before new ones are refused.
+const MAX_QUEUED_BUILDS: usize = 10_000;
+
+/// Layers of one build that are worked on at the same time.
+const LAYERS_IN_PARALLEL: usize = 4;
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub struct Daemon {
+    address: SocketAddr,
+    builder: Builder,
+    reporter: HealthReporter,
+    drain: CancellationToken,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+/// Why the daemon does not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DaemonError {
+    /// A setting names something that cannot be had.
+    #[error("{setting} cannot be used")]
+    Setting {
+        /// The name of the setting, as `DATABASE_DATA_DIR`.
+        setting: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The builds cannot start.
+    #[error(transparent)]
+    Builder(StartError),
+    /// The port cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// ADDRESS and PORT.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The edge cannot start.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+}
+
+impl Daemon {
+    /// Starts to build and to serve. `worker_command` is a program and arguments that run
+    /// [`builder_core::worker::main`].
+    ///
+    /// # Errors
+    /// See [`DaemonError`]. Nothing is left running.
+    pub async fn start(config: &Config, worker_command: Vec<OsString>) -> Result<Self, DaemonError> {
+        // The port first: a second daemon on the same state must not get as far as the database.
+        let listener = TcpListener::bind(config.address).await;
+        let failed = |source| DaemonError::Listen {
+            address: config.address,
+            source,
+        };
+        let listener = listener.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+
+        let builder = Builder::start(builder_config(config, worker_command)?)
+            .await
+            .map_err(start_error)?;
+        let drain = CancellationToken::new();
+        let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
+        let probed = builder.clone();
+        let edge = EdgeConfig {
+            health_requests_per_second: config.health_requests_per_second,
+            probe: Arc::new(move || {
+                let builder = probed.clone();
+                Box::pin(async move { vitals(&builder).await })
+            }),
+        };
+        let (router, reporter) = edge::router(service, edge).await?;
+        let stop = CancellationToken::new();
+        let serving = edge::serve(listener, router, ConnectionLimits::default(), stop.clone());
+        Ok(Self {
+            address,
+            builder,
+            reporter,
+            drain,
+            stop,
+            serving: tokio::spawn(serving),
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drains, then stops: health checks say so at once, followed logs end, running builds may finish for `grace`.
+    /// Requests are answered until the last build has ended.
+    pub async fn shutdown(self, grace: Duration) {
+        self.reporter
+            .set_not_serving::<BuilderServiceServer<Service>>()
+            .await;
+        self.drain.cancel();
+        self.builder.shutdown(grace).await;
+        self.stop.cancel();
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "Serving ended by a fault of its own");
+        }
+    }
+}
+
+fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<BuilderConfig, DaemonError> {
+    Ok(BuilderConfig {
+        fetch: fetch_config(config)?,
+        database_directory: config.database_directory.clone(),
+        output_directory: config.output_directory.clone(),
+        workspace_directory: config.workspace_directory.clone(),
+        scratch_directory: config.scratch_directory.clone(),
+        max_concurrent_builds: config.max_concurrent_builds,
+        max_queued_builds: MAX_QUEUED_BUILDS,
+        build_timeout: config.build_timeout,
+        worker_command,
+        guest_init: guest::init(),
+        guest_architecture: guest::ARCHITECTURE.to_owned(),
+        backend: config.backend,
+        cache_enabled: config.cache_enabled,
+        // Blobs and packs share the allowance half and half: a pack holds what its blob holds, uncompressed, but
+        // fewer of them are worth keeping.
+        pack_cache_max_bytes: config.cache_max_bytes / 2,
+        max_compressed_bytes: Some(config.max_image_bytes),
+        layers_in_parallel: LAYERS_IN_PARALLEL,
+    })
+}
+
+/// What the registry client may do.
+fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
+    let wrong = |setting: &'static str| {
+        move |source: FetchError| DaemonError::Setting {
+            setting,
+            source: Box::new(source),
+        }
+    };
+    let blob_cache_bytes = if config.cache_enabled {
+        config.cache_max_bytes / 2
+    } else {
+        0
+    };
+    let mut fetch = ClientConfig::new(config.workspace_directory.join("cache/blobs"))
+        .with_cache_limit(blob_cache_bytes)
+        .with_max_image_size(config.max_image_bytes)
+        .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
+    if config.development {
+        fetch = fetch.with_loopback(Loopback::PlainHttp);
+    }
+    if !config.allowed_registries.is_empty() {
+        let policy =
+            Policy::allowing(&config.allowed_registries).map_err(wrong("DOCKER_ALLOWED_REGISTRIES"))?;
+        fetch = fetch.with_policy(policy);
+    }
+    // Who is named exactly may be on a private network; a pattern may not.
+    for registry in config
+        .allowed_registries
+        .iter()
+        .filter(|pattern| !pattern.starts_with('*'))
+    {
+        fetch = fetch
+            .with_private_registry(registry)
+            .map_err(wrong("DOCKER_ALLOWED_REGISTRIES"))?;
+    }
+    for registry in &config.insecure_registries {
+        fetch = fetch
+            .with_plain_http(registry)
+            .map_err(wrong("DOCKER_INSECURE_REGISTRIES"))?;
+    }
+    Ok(fetch)
+}
+
+/// Names the setting that is behind a failed start, where one is.
+fn start_error(error: StartError) -> DaemonError {
+    let setting = match error.kind {
+        StartErrorKind::Database => "DATABASE_DATA_DIR",
+        StartErrorKind::OutputDirectory => "ROOTFS_OUTPUT_DIR",
+        StartErrorKind::WorkspaceDirectory => "WORKSPACE_DIR",
+        StartErrorKind::ScratchDirectory => "SCRATCH_DIR",
+        _ => return DaemonError::Builder(error),
+    };
+    DaemonError::Setting {
+        setting,
+        source: Box::new(error),
+    }
+}
+
+async fn vitals(builder: &Builder) -> Vitals {
+    let health = builder.health().await;
+    let word = |name: &str, check: &Check| match check {
+        Check::Healthy => "healthy",
+        Check::Unhealthy(reason) => {
+            tracing::warn!(check = name, reason, "A health check failed");
+            "unhealthy"
+        }
+    };
+    let checks = Checks {
+        storage: word("storage", &health.storage),
+        database: word("database", &health.database),
+        registry: "not_checked",
+        assetmanager: "disabled",
+    };
+    let status = match (&health.storage, &health.database) {
+        _ if health.draining => "draining",
+        (Check::Healthy, Check::Healthy) => "healthy",
+        _ => "unhealthy",
+    };
+    Vitals { status, checks }
+}

@@ -1,0 +1,198 @@
+//! Connections: accepted, bounded, and ended in order.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::Sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+/// Who is at the other end of the connection that a request came by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections that are open at once; more wait in the listener's queue.
+    pub connections: usize,
+    /// How long a client may take for the head of a request, the first and every further one.
+    pub header_read: Duration,
+    /// Calls that one HTTP/2 connection may have open.
+    pub concurrent_streams: u32,
+    /// How long connections may take to finish what they do once the service stops.
+    pub close: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            header_read: Duration::from_secs(30),
+            concurrent_streams: 256,
+            close: Duration::from_secs(5),
+        }
+    }
+}
+
+/// HTTP/2 connections without traffic are asked for a sign of life in this interval, and closed when none comes.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// After a failed accept (out of descriptors, mostly) it is tried again after this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// By so many bytes a client has shown which version of HTTP it speaks: the length of HTTP/2's preface.
+const PREFACE_BYTES: usize = 24;
+
+/// Serves `router` on `listener` until `stop` is cancelled, then lets connections finish.
+pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, stop: CancellationToken) {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.concurrent_streams)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    let connections = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    let cut = CancellationToken::new();
+
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "Accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Answers are small and waited for.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "Setting TCP_NODELAY failed");
+        }
+        let router = router.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(address));
+            router.clone().call(request)
+        });
+        let io = TokioIo::new(PrefaceInTime::new(stream, limits.header_read));
+        let connection = builder.serve_connection(io, service).into_owned();
+        let connection = graceful.watch(connection);
+        let cut = cut.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(client.addr = %address, error, "Connection ended with an error");
+                },
+                () = cut.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(limits.close, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(grace = ?limits.close, "Connections were cut: they did not finish in time");
+        cut.cancel();
+    }
+}
+
+/// A connection whose first bytes have to come in time.
+///
+/// hyper's own limit on reading a head starts once the version of HTTP is known, and a client that sends nothing at
+/// all never gets there.
+struct PrefaceInTime {
+    stream: TcpStream,
+    missing_bytes: usize,
+    timeout: Pin<Box<Sleep>>,
+}
+
+impl PrefaceInTime {
+    fn new(stream: TcpStream, timeout: Duration) -> Self {
+        Self {
+            stream,
+            missing_bytes: PREFACE_BYTES,
+            timeout: Box::pin(tokio::time::sleep(timeout)),
+        }
+    }
+}
+
+impl AsyncRead for PrefaceInTime {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.missing_bytes > 0 && self.timeout.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = buffer.filled().len() - before;
+        self.missing_bytes = self.missing_bytes.saturating_sub(read);
+        polled
+    }
+}
+
+impl AsyncWrite for PrefaceInTime {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+}

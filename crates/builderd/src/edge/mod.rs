@@ -1,0 +1,188 @@
+//! The service port: gRPC, gRPC-Web and Connect on one listener, and `GET /health`.
+//!
+//! ```text
+//!                     ┌ application/grpc, +proto ──────────────────────────┐
+//! connection ─ axum ──┤                                                    ├─ guard ─ tonic services
+//!                     ├ everything else ─ connectrpc ─ forwarder ─ (bytes) ┘
+//!                     └ GET /health
+//! ```
+//!
+//! There is one implementation of each method, tonic's. Size limits hold on both ways in; deadlines, panics and spans
+//! are the [guard](guard)'s, which every call passes once.
+
+mod connection;
+mod forward;
+mod guard;
+mod health;
+mod json;
+mod raw_codec;
+
+use std::{collections::HashSet, convert::Infallible, fmt, panic::AssertUnwindSafe, time::Duration};
+
+use axum::{Router, body::Body, routing::get};
+use connectrpc::{ConnectRpcService, Limits};
+use futures_util::FutureExt as _;
+use http::{Request, Response, StatusCode, header};
+use prost_reflect::DescriptorPool;
+use tonic::{codec::CompressionEncoding, service::Routes};
+use tonic_health::server::HealthReporter;
+use tower::Service as _;
+use tower_http::timeout::RequestBodyTimeoutLayer;
+
+pub use connection::{ConnectionLimits, serve};
+pub use health::{Checks, Probe, Vitals};
+
+use self::{forward::Forwarder, guard::Guard, health::Health};
+use crate::proto::{
+    self,
+    builder_service_server::{BuilderService, BuilderServiceServer},
+};
+
+/// The largest message that is read, compressed or not.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// How long a body may stand still while it is read.
+const BODY_STALL: Duration = Duration::from_secs(60);
+
+/// What the edge needs to know.
+pub struct EdgeConfig {
+    /// Requests to `/health` a second, at least 1.
+    pub health_requests_per_second: u32,
+    /// Looks how the service is.
+    pub probe: Probe,
+}
+
+impl fmt::Debug for EdgeConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("EdgeConfig")
+            .field("health_requests_per_second", &self.health_requests_per_second)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The compiled descriptors do not fit together. They are part of the program, so this is a fault of the build.
+#[derive(Debug, thiserror::Error)]
+#[error("the compiled proto descriptors are unusable")]
+pub struct EdgeError(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+/// The routes of the service port, and the reporter that says over `grpc.health.v1` whether the service serves.
+///
+/// # Errors
+/// [`EdgeError`].
+pub async fn router<S: BuilderService>(
+    service: S,
+    config: EdgeConfig,
+) -> Result<(Router, HealthReporter), EdgeError> {
+    let sets = [
+        proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let mut descriptors = DescriptorPool::new();
+    let mut reflection = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+    for set in sets {
+        descriptors.decode_file_descriptor_set(set).map_err(unusable)?;
+        reflection = reflection.register_encoded_file_descriptor_set(set);
+    }
+    let mut alpha = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+    for set in sets {
+        alpha = alpha.register_encoded_file_descriptor_set(set);
+    }
+    let reflection = reflection.build_v1().map_err(unusable)?;
+    let alpha = alpha.build_v1alpha().map_err(unusable)?;
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<BuilderServiceServer<S>>().await;
+
+    let gzip = CompressionEncoding::Gzip;
+    let builder = BuilderServiceServer::new(service)
+        .accept_compressed(gzip)
+        .send_compressed(gzip)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let health = health.accept_compressed(gzip).send_compressed(gzip);
+    let routes = Routes::new(builder)
+        .add_service(health)
+        .add_service(reflection.accept_compressed(gzip).send_compressed(gzip))
+        .add_service(alpha.accept_compressed(gzip).send_compressed(gzip));
+
+    let grpc = Guard::new(routes, streaming_methods(&descriptors));
+    let limits = Limits::default()
+        .with_max_message_size(MAX_MESSAGE_BYTES)
+        .with_max_request_body_size(MAX_MESSAGE_BYTES);
+    let connect = ConnectRpcService::new(Forwarder::new(grpc.clone(), &descriptors)).with_limits(limits);
+
+    let fallback = tower::service_fn(move |request: Request<Body>| {
+        let (grpc, connect) = (grpc.clone(), connect.clone());
+        // The guard catches what a handler does; this is for the translation around it.
+        AssertUnwindSafe(route(grpc, connect, request))
+            .catch_unwind()
+            .map(|caught| {
+                Ok::<_, Infallible>(caught.unwrap_or_else(|_| {
+                    tracing::error!("Translating a request panicked");
+                    let mut response =
+                        Response::new(Body::from(r#"{"code":"internal","message":"internal error"}"#));
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                    let json = http::HeaderValue::from_static("application/json");
+                    response.headers_mut().insert(header::CONTENT_TYPE, json);
+                    response
+                }))
+            })
+    });
+    let router = Router::new()
+        .route("/health", get(health::answer))
+        .with_state(Health::new(
+            config.probe,
+            config.health_requests_per_second.max(1),
+        ))
+        .fallback_service(fallback)
+        .layer(RequestBodyTimeoutLayer::new(BODY_STALL));
+    Ok((router, reporter))
+}
+
+/// gRPC proper goes to tonic, everything else to Connect's own implementation of the other protocols.
+async fn route(
+    mut grpc: Guard,
+    mut connect: ConnectRpcService<Forwarder>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|value| is_grpc(value.as_bytes())) {
+        match grpc.call(request.map(tonic::body::Body::new)).await {
+            Ok(response) => response.map(Body::new),
+            Err(never) => match never {},
+        }
+    } else {
+        match connect.call(request).await {
+            Ok(response) => response.map(Body::new),
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// Whether a content type is gRPC with protobuf: `application/grpc` or `application/grpc+proto`, with parameters or
+/// not.
+fn is_grpc(content_type: &[u8]) -> bool {
+    let end = content_type
+        .iter()
+        .position(|byte| *byte == b';')
+        .unwrap_or(content_type.len());
+    let media_type = content_type[..end].trim_ascii();
+    media_type.eq_ignore_ascii_case(b"application/grpc")
+        || media_type.eq_ignore_ascii_case(b"application/grpc+proto")
+}
+
+fn streaming_methods(descriptors: &DescriptorPool) -> HashSet<String> {
+    let methods = descriptors
+        .services()
+        .flat_map(|service| service.methods().collect::<Vec<_>>());
+    methods
+        .filter(|method| method.is_client_streaming() || method.is_server_streaming())
+        .map(|method| format!("/{}/{}", method.parent_service().full_name(), method.name()))
+        .collect()
+}
+
+fn unusable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EdgeError {
+    EdgeError(error.into())
+}

@@ -1,0 +1,9 @@
+//! See `builderd --help`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    builderd::commands::main()
+}

@@ -1,0 +1,244 @@
+//! The methods of `builder.v1.BuilderService`.
+
+use std::{collections::VecDeque, pin::Pin};
+
+use builder_core::service::{Builder, ListQuery};
+use futures_util::{Stream, StreamExt as _, stream};
+use tenant::TenantId;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tracing::Span;
+
+use crate::{
+    convert::{self, FieldPath},
+    proto::{self, builder_service_server::BuilderService},
+    status::{from_field_error, from_service_error, method_unimplemented, with_info},
+};
+
+/// Log lines that GetBuild shows; StreamBuildLogs has all of them.
+const SHOWN_LOG_LINES: usize = 100;
+
+/// The header that repeats the tenant; a gateway sets it.
+const TENANT_HEADER: &str = "x-tenant-id";
+
+/// The header that names a request so that it can be repeated.
+const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+
+/// The service, over the builds of this machine.
+#[derive(Clone, Debug)]
+pub struct Service {
+    builder: Builder,
+    credentials_accepted: bool,
+    drain: CancellationToken,
+}
+
+impl Service {
+    /// Serves `builder`. Requests with registry credentials are refused unless `credentials_accepted`. When `drain`
+    /// is cancelled, followed logs end with UNAVAILABLE.
+    #[must_use]
+    pub const fn new(builder: Builder, credentials_accepted: bool, drain: CancellationToken) -> Self {
+        Self {
+            builder,
+            credentials_accepted,
+            drain,
+        }
+    }
+
+    /// The tenant that a request is for: the one of its body, which the header must repeat when it is there.
+    fn tenant(metadata: &MetadataMap, value: &str, path: &FieldPath<'_>) -> Result<TenantId, Status> {
+        let tenant = convert::tenant_id(value, path).map_err(from_field_error)?;
+        Span::current().record("tenant.id", tenant.as_str());
+        for header in metadata.get_all(TENANT_HEADER) {
+            if header.as_bytes() != tenant.as_str().as_bytes() {
+                let message = format!("{path}: the header X-Tenant-ID names another tenant than the request");
+                return Err(with_info(Code::PermissionDenied, &message, "OTHER_TENANT", []));
+            }
+        }
+        Ok(tenant)
+    }
+}
+
+type LogStream = Pin<Box<dyn Stream<Item = Result<proto::StreamBuildLogsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl BuilderService for Service {
+    async fn create_build(
+        &self,
+        request: Request<proto::CreateBuildRequest>,
+    ) -> Result<Response<proto::CreateBuildResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        if metadata.contains_key(IDEMPOTENCY_HEADER) {
+            return Err(with_info(
+                Code::Unimplemented,
+                "Idempotency-Key is not implemented yet: send the request without it",
+                "NOT_IMPLEMENTED",
+                [("header", IDEMPOTENCY_HEADER.to_owned())],
+            ));
+        }
+        let request = builder_core::request::BuildRequest::try_from(message).map_err(from_field_error)?;
+        Self::tenant(
+            &metadata,
+            request.tenant.tenant_id.as_str(),
+            &FieldPath::root("config.tenant.tenant_id"),
+        )?;
+        if request.source.credentials.is_some() && !self.credentials_accepted {
+            return Err(with_info(
+                Code::FailedPrecondition,
+                "config.source.docker_image.auth: this service accepts no registry credentials",
+                "REGISTRY_AUTH_DISABLED",
+                [],
+            ));
+        }
+        let build = self.builder.create(request).await.map_err(from_service_error)?;
+        Ok(Response::new(proto::CreateBuildResponse {
+            build_id: build.id.to_string(),
+            state: convert::build_state(build.state).into(),
+            created_at: Some(convert::timestamp(build.created_at)),
+            rootfs_path: build.rootfs_path.to_string_lossy().into_owned(),
+        }))
+    }
+
+    async fn get_build(
+        &self,
+        request: Request<proto::GetBuildRequest>,
+    ) -> Result<Response<proto::GetBuildResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let build = self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
+
+        let mut last_lines = VecDeque::with_capacity(SHOWN_LOG_LINES);
+        let mut lines = std::pin::pin!(self.builder.logs(tenant, id, 1, false));
+        while let Some(line) = lines.next().await {
+            if last_lines.len() == SHOWN_LOG_LINES {
+                last_lines.pop_front();
+            }
+            last_lines.push_back(line.map_err(from_service_error)?.message);
+        }
+        Ok(Response::new(proto::GetBuildResponse {
+            build: Some(convert::build_job(build, last_lines.into())),
+        }))
+    }
+
+    async fn list_builds(
+        &self,
+        request: Request<proto::ListBuildsRequest>,
+    ) -> Result<Response<proto::ListBuildsResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let query = ListQuery {
+            tenant: Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?,
+            states: convert::states(&message.state_filter).map_err(from_field_error)?,
+            page_size: convert::page_size(message.page_size).map_err(from_field_error)?,
+            page_token: message.page_token,
+        };
+        let page = self.builder.list(query).await.map_err(from_service_error)?;
+        let builds = page
+            .builds
+            .into_iter()
+            .map(|build| convert::build_job(build, Vec::new()));
+        Ok(Response::new(proto::ListBuildsResponse {
+            builds: builds.collect(),
+            next_page_token: page.next_page_token,
+            total_count: i32::try_from(page.total_count).unwrap_or(i32::MAX),
+        }))
+    }
+
+    async fn cancel_build(
+        &self,
+        request: Request<proto::CancelBuildRequest>,
+    ) -> Result<Response<proto::CancelBuildResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let build = self
+            .builder
+            .cancel(&tenant, &id)
+            .await
+            .map_err(from_service_error)?;
+        Ok(Response::new(proto::CancelBuildResponse {
+            success: build.state == builder_core::build::BuildState::Cancelled,
+            state: convert::build_state(build.state).into(),
+        }))
+    }
+
+    async fn delete_build(
+        &self,
+        request: Request<proto::DeleteBuildRequest>,
+    ) -> Result<Response<proto::DeleteBuildResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        convert::build_id(&message.build_id).map_err(from_field_error)?;
+        Err(method_unimplemented(
+            "DeleteBuild",
+            "builds and their images are kept",
+        ))
+    }
+
+    type StreamBuildLogsStream = LogStream;
+
+    async fn stream_build_logs(
+        &self,
+        request: Request<proto::StreamBuildLogsRequest>,
+    ) -> Result<Response<LogStream>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let first = convert::log_start(message.from_sequence).map_err(from_field_error)?;
+        // A build that does not exist is answered before the stream opens.
+        self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
+
+        let lines = self
+            .builder
+            .logs(tenant, id, first, message.follow)
+            .map(|line| line.map(convert::log_line).map_err(from_service_error));
+        if !message.follow {
+            return Ok(Response::new(Box::pin(lines)));
+        }
+        let followed = Some((Box::pin(lines), self.drain.clone()));
+        let lines = stream::unfold(followed, async |followed| {
+            let (mut lines, drain) = followed?;
+            tokio::select! {
+                biased;
+                line = lines.next() => match line? {
+                    Ok(line) => Some((Ok(line), Some((lines, drain)))),
+                    Err(status) => Some((Err(status), None)),
+                },
+                () = drain.cancelled() => Some((Err(draining()), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(lines)))
+    }
+
+    async fn get_tenant_quotas(
+        &self,
+        request: Request<proto::GetTenantQuotasRequest>,
+    ) -> Result<Response<proto::GetTenantQuotasResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        Err(method_unimplemented(
+            "GetTenantQuotas",
+            "tenants have no quotas yet",
+        ))
+    }
+
+    async fn get_build_stats(
+        &self,
+        request: Request<proto::GetBuildStatsRequest>,
+    ) -> Result<Response<proto::GetBuildStatsResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        Err(method_unimplemented(
+            "GetBuildStats",
+            "no statistics are kept yet",
+        ))
+    }
+}
+
+fn draining() -> Status {
+    with_info(
+        Code::Unavailable,
+        "the service is shutting down: resume with the next from_sequence",
+        "DRAINING",
+        [],
+    )
+}

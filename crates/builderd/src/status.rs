@@ -1,0 +1,181 @@
+//! The one table from errors to status codes.
+//!
+//! Every status carries details in the shapes of `google.rpc`, which clients of all protocols can decode: the field of
+//! an invalid argument as `BadRequest`, anything else as `ErrorInfo`. What lies behind an internal error goes to the
+//! log together with an id, and only the id goes to the caller.
+
+use std::{collections::HashMap, error::Error};
+
+use builder_core::error::ServiceError;
+use bytes::Bytes;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::convert::FieldError;
+
+/// Where the reasons of [`ErrorInfo`] are defined.
+const ERROR_DOMAIN: &str = "builderd";
+
+/// `google.rpc.Status`: what `grpc-status-details-bin` holds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcStatus {
+    /// The code, again.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// The message, again.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// Messages that say more.
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<prost_types::Any>,
+}
+
+/// `google.rpc.BadRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BadRequest {
+    /// The fields that are wrong.
+    #[prost(message, repeated, tag = "1")]
+    pub field_violations: Vec<FieldViolation>,
+}
+
+/// `google.rpc.BadRequest.FieldViolation`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FieldViolation {
+    /// The path of the field.
+    #[prost(string, tag = "1")]
+    pub field: String,
+    /// What was expected and what was found.
+    #[prost(string, tag = "2")]
+    pub description: String,
+}
+
+/// `google.rpc.ErrorInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ErrorInfo {
+    /// What happened, in capitals.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// Who defines the reason.
+    #[prost(string, tag = "2")]
+    pub domain: String,
+    /// Names and figures.
+    #[prost(map = "string, string", tag = "3")]
+    pub metadata: HashMap<String, String>,
+}
+
+/// The status for a request that cannot be understood.
+#[must_use]
+pub fn from_field_error(error: FieldError) -> Status {
+    let message = error.to_string();
+    match error {
+        FieldError::Invalid {
+            field,
+            message: description,
+        } => invalid_argument(&message, field, description),
+        FieldError::Unimplemented { field, .. } => with_info(
+            Code::Unimplemented,
+            &message,
+            "NOT_IMPLEMENTED",
+            [("field", field)],
+        ),
+    }
+}
+
+/// The status for a call that the builder refused.
+#[must_use]
+pub fn from_service_error(error: ServiceError) -> Status {
+    let message = error.to_string();
+    match error {
+        ServiceError::InvalidArgument {
+            field,
+            message: description,
+        } => invalid_argument(&message, field, description),
+        ServiceError::NotFound => with_info(Code::NotFound, &message, "BUILD_NOT_FOUND", []),
+        ServiceError::PermissionDenied => with_info(Code::PermissionDenied, &message, "OTHER_TENANT", []),
+        ServiceError::FailedPrecondition(_) => {
+            with_info(Code::FailedPrecondition, &message, "WRONG_STATE", [])
+        }
+        ServiceError::ResourceExhausted(_) => {
+            with_info(Code::ResourceExhausted, &message, "QUOTA_EXHAUSTED", [])
+        }
+        ServiceError::Unavailable(_) => with_info(Code::Unavailable, &message, "DRAINING", []),
+        ServiceError::Unimplemented { feature } => with_info(
+            Code::Unimplemented,
+            &message,
+            "NOT_IMPLEMENTED",
+            [("feature", feature)],
+        ),
+        ServiceError::Internal(cause) => internal(cause.as_ref()),
+        // The list of kinds may grow; until this table knows one, it is treated as our own fault.
+        other => internal(&other),
+    }
+}
+
+/// The status for a method that is defined and not there yet.
+#[must_use]
+pub fn method_unimplemented(method: &str, reason: &str) -> Status {
+    with_info(
+        Code::Unimplemented,
+        &format!("{method} is not implemented yet: {reason}"),
+        "NOT_IMPLEMENTED",
+        [("method", method.to_owned())],
+    )
+}
+
+/// A status with an [`ErrorInfo`].
+#[must_use]
+pub fn with_info<const N: usize>(
+    code: Code,
+    message: &str,
+    reason: &str,
+    metadata: [(&str, String); N],
+) -> Status {
+    let info = ErrorInfo {
+        reason: reason.to_owned(),
+        domain: ERROR_DOMAIN.to_owned(),
+        metadata: metadata.map(|(name, value)| (name.to_owned(), value)).into(),
+    };
+    with_detail(code, message, "google.rpc.ErrorInfo", &info)
+}
+
+/// Logs what lies behind an internal error and answers with the id under which it was logged.
+#[must_use]
+pub fn internal(cause: &(dyn Error + 'static)) -> Status {
+    let id = builder_core::build::BuildId::generate()
+        .to_string()
+        .replacen("build-", "error-", 1);
+    let mut chain = cause.to_string();
+    let mut source = cause.source();
+    while let Some(error) = source {
+        chain.push_str(": ");
+        chain.push_str(&error.to_string());
+        source = error.source();
+    }
+    tracing::error!(error.id = %id, error = %chain, "Request failed by our own fault");
+    let message = format!("internal error, logged as {id}");
+    with_info(Code::Internal, &message, "INTERNAL", [("error_id", id)])
+}
+
+fn invalid_argument(message: &str, field: String, description: String) -> Status {
+    let violations = BadRequest {
+        field_violations: vec![FieldViolation { field, description }],
+    };
+    with_detail(
+        Code::InvalidArgument,
+        message,
+        "google.rpc.BadRequest",
+        &violations,
+    )
+}
+
+fn with_detail(code: Code, message: &str, type_name: &str, detail: &impl prost::Message) -> Status {
+    let status = RpcStatus {
+        code: code.into(),
+        message: message.to_owned(),
+        details: vec![prost_types::Any {
+            type_url: format!("type.googleapis.com/{type_name}"),
+            value: detail.encode_to_vec(),
+        }],
+    };
+    Status::with_details(code, message, Bytes::from(status.encode_to_vec()))
+}
