@@ -115,7 +115,8 @@ pub fn bring_loopback_up() -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
-        *to = from.cast_signed() as libc::c_char;
+        // A signed byte on some architectures, an unsigned one on others.
+        *to = libc::c_char::from_le_bytes([*from]);
     }
     // SAFETY: SIOCGIFFLAGS reads the name from and writes the flags to a live ifreq.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) })?;
