@@ -90,7 +90,9 @@ impl Listing {
             .walk()
             .map(|(path, id)| names.line(tree, &path, id))
             .collect();
-        Self { lines }
+        let mut listing = Self { lines };
+        names.link(&mut listing);
+        listing
     }
 
     /// Lists a tree with the SHA-256 of every file's content.
@@ -209,15 +211,15 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The first path of every inode that may have several names.
+/// Which paths lead to inodes with several names.
 struct Names<Key> {
-    first: HashMap<Key, Vec<u8>>,
+    inodes: HashMap<Key, BTreeSet<Vec<u8>>>,
 }
 
 impl<Key> Default for Names<Key> {
     fn default() -> Self {
         Self {
-            first: HashMap::new(),
+            inodes: HashMap::new(),
         }
     }
 }
@@ -256,8 +258,19 @@ impl<Key: Eq + std::hash::Hash> Names<Key> {
     fn add_names(&mut self, line: &mut Line, key: Key, names: u64, path: &[u8]) {
         line.insert(Field::Names, names.to_string());
         if names > 1 {
-            let first = self.first.entry(key).or_insert_with(|| path.to_vec());
-            line.insert(Field::Link, escape(first));
+            self.inodes.entry(key).or_default().insert(path.to_vec());
+        }
+    }
+
+    /// Adds to each such path the first of the inode's paths.
+    fn link(&self, listing: &mut Listing) {
+        for paths in self.inodes.values() {
+            let first = paths.first().map(|path| escape(path)).unwrap_or_default();
+            for path in paths {
+                if let Some(line) = listing.lines.get_mut(path) {
+                    line.insert(Field::Link, first.clone());
+                }
+            }
         }
     }
 }

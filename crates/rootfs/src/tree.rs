@@ -202,7 +202,7 @@ impl Tree {
     #[must_use]
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();
-        for inode in self.inodes.iter().flatten().filter(|inode| inode.names > 0) {
+        for inode in self.inodes() {
             usage.inodes += 1;
             usage.file_bytes = usage.file_bytes.saturating_add(inode.kind.file_size());
             if let InodeKind::Directory(children) = &inode.kind {
@@ -210,6 +210,11 @@ impl Tree {
             }
         }
         usage
+    }
+
+    /// Every inode that can be reached, once, the root included, in no particular order.
+    pub fn inodes(&self) -> impl Iterator<Item = &Inode> {
+        self.inodes.iter().flatten().filter(|inode| inode.names > 0)
     }
 
     /// Inodes that the tree holds at this moment, removed ones that await [`Tree::release`] included.

@@ -13,7 +13,7 @@ use crate::{InodeId, Tree};
 ///
 /// The syntax is that of `.gitignore`, the tree's root standing for the repository: `*.pyc` anywhere, `/var/cache`
 /// at the root only, `doc/` directories only, `usr/share/**/*.gz`, `!name` to take back an earlier pattern. A directory
-/// that matches goes with everything below it.
+/// that matches goes with everything below it. One thing is added: `{a,b}` stands for `a` and `b`.
 ///
 /// What a *preserve* pattern matches stays whatever the other patterns say, with everything below it; the directories
 /// above it stay too, but what else is in them does not.

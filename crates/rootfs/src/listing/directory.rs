@@ -53,6 +53,7 @@ impl Listing {
             }
             listing.lines.insert(path, line);
         }
+        names.link(&mut listing);
         Ok(listing)
     }
 }
