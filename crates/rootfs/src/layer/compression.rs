@@ -113,6 +113,3 @@ impl<R: Read> Decoder<R> {
         self.source.consumed_bytes()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -13,8 +13,11 @@ use crate::pack::BLOCK_SIZE;
 const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK_SIZE);
 
-/// Small writes are collected up to this size; larger ones go through as they are.
+/// Small writes are collected up to this size.
 const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Writes of this size and more go through as they are.
+const DIRECT_BYTES: usize = 128 * 1024;
 
 /// Why a body could not be written.
 pub(super) enum WriteFault {
@@ -76,10 +79,11 @@ impl<'w, W: Write> PackWriter<'w, W> {
             }));
         }
         self.position = value;
-        if self.buffer.len() + blocks.len() > BUFFER_BYTES {
+        let is_large = blocks.len() >= DIRECT_BYTES;
+        if is_large || self.buffer.len() + blocks.len() > BUFFER_BYTES {
             self.flush().map_err(WriteFault::Pack)?;
         }
-        if blocks.len() >= BUFFER_BYTES / 2 {
+        if is_large {
             return self
                 .output
                 .write_all(blocks)
@@ -210,6 +214,3 @@ fn is_zero(block: &[u8]) -> bool {
         .chunks_exact(64)
         .all(|chunk| chunk.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
-
-#[cfg(test)]
-mod tests;

@@ -23,6 +23,3 @@ pub(super) const BLOCK_BYTES: usize = 512;
 
 /// One block.
 type Block = [u8; BLOCK_BYTES];
-
-#[cfg(test)]
-mod tests;

@@ -129,6 +129,15 @@ pub(super) fn check_global(body: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// The path that an extended header gives, as far as that can be told from one that is not valid.
+pub(super) fn path(body: &[u8]) -> Option<Vec<u8>> {
+    let records = records(body).map_while(Result::ok);
+    records
+        .filter(|(keyword, _)| keyword == b"path")
+        .last()
+        .map(|(_, path)| path.to_vec())
+}
+
 /// The records of an extended header: `LENGTH KEYWORD=VALUE\n`, where the length counts the whole record.
 fn records(mut rest: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), TarProblem>> {
     std::iter::from_fn(move || {

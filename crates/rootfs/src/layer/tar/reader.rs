@@ -93,6 +93,9 @@ impl<'l, S: ByteSource> TarReader<'l, S> {
             let offset = self.source.offset();
             self.current = (offset, Vec::new());
             let Some(block) = self.block()? else {
+                if !pending.is_empty() {
+                    return Err(self.truncated());
+                }
                 self.ended = true;
                 break;
             };
@@ -105,15 +108,18 @@ impl<'l, S: ByteSource> TarReader<'l, S> {
                 break;
             }
             let header = Header::parse(&block).map_err(|problem| self.fault(problem))?;
+            // Of an extended header, this is a name that often hints at the entry's.
+            self.current.1 = header.path();
             match header.type_flag() {
                 b'x' => {
                     if pending.pax.is_some() {
                         return Err(self.fault(TarProblem::RepeatedExtension { what: "PAX headers" }));
                     }
                     let body = self.extension_body(&header)?;
-                    let extended =
-                        pax::Extended::parse(&body, self.limits).map_err(|fault| self.fault(fault))?;
-                    pending.pax = Some(extended);
+                    match pax::Extended::parse(&body, self.limits) {
+                        Ok(extended) => pending.pax = Some(extended),
+                        Err(fault) => return Err(self.fault_before_entry(fault, &body)),
+                    }
                 }
                 b'g' => {
                     if !pending.is_empty() {
@@ -134,7 +140,7 @@ impl<'l, S: ByteSource> TarReader<'l, S> {
                     let body = self.extension_body(&header)?;
                     *slot = Some(super::header::text(&body).to_vec());
                 }
-                _ => return self.member(&header, offset, pending).map(Some),
+                _ => return self.member(&header, pending).map(Some),
             }
         }
         if pending.is_empty() {
@@ -172,6 +178,19 @@ impl<'l, S: ByteSource> TarReader<'l, S> {
     /// An error about the current member.
     pub(in crate::layer) fn fault(&self, fault: impl Into<Fault>) -> LayerError {
         fault.into().at(self.current.0, &self.current.1)
+    }
+
+    /// An error in an extended header, with the path of the entry that it belongs to, if that can be had: from the
+    /// header itself, or from the entry's own header, which comes next.
+    fn fault_before_entry(&mut self, fault: Fault, body: &[u8]) -> LayerError {
+        let path = pax::path(body).or_else(|| {
+            let block = self.block().ok()??;
+            Some(Header::parse(&block).ok()?.path())
+        });
+        if let Some(path) = path {
+            self.current.1 = path;
+        }
+        self.fault(fault)
     }
 
     fn truncated(&self) -> LayerError {
@@ -257,15 +276,13 @@ impl<'l, S: ByteSource> TarReader<'l, S> {
     }
 
     /// The member that `header` begins.
-    fn member(&mut self, header: &Header<'_>, offset: u64, pending: Pending) -> Result<Member, LayerError> {
+    fn member(&mut self, header: &Header<'_>, pending: Pending) -> Result<Member, LayerError> {
         let Pending {
             pax,
             long_path,
             long_link,
         } = pending;
         let mut pax = pax.unwrap_or_default();
-        // For errors until the path is settled.
-        self.current = (offset, header.path());
         let path = settle("path", pax.path.take(), long_path).map_err(|fault| self.fault(fault))?;
         // Sparse files in PAX form have a made-up name in their header and the right one here.
         if let Some(path) = pax.sparse.name.take().or(path) {
