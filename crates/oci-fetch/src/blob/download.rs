@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::Method;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -71,31 +71,33 @@ impl Job {
         let repository = session.repository.clone();
         let source = format!("{} {repository}", session.route.registry);
         let access = accesses.add(session);
-        let writer = Writer {
-            cache,
-            digest: digest.clone(),
-            size_bytes,
-            source,
-            progress: Arc::clone(&progress),
-        };
         let fetcher = Fetcher {
-            digest,
+            digest: digest.clone(),
             size_bytes,
             accesses: Arc::clone(&accesses),
             progress: Arc::clone(&progress),
             received_bytes: AtomicU64::new(0),
         };
-        let task = tokio::spawn(run(limit, fetcher, writer)).abort_handle();
         let repositories = Mutex::new(BTreeSet::from([repository]));
-        Download {
-            job: Arc::new(Self {
+        let job = Arc::new_cyclic(|job: &Weak<Self>| {
+            let progress_of_writer = Arc::clone(&progress);
+            let writer = Writer {
+                cache,
+                digest,
+                size_bytes,
+                source,
+                progress: progress_of_writer,
+                job: Weak::clone(job),
+            };
+            let task = tokio::spawn(run(limit, fetcher, writer)).abort_handle();
+            Self {
                 progress,
                 accesses,
                 repositories,
                 task,
-            }),
-            access,
-        }
+            }
+        });
+        Download { job, access }
     }
 
     /// Whether a party that can read this repository may have the blob without further proof.

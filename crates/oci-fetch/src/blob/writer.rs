@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::blob::download::Job;
 use crate::blob::verify::mismatch;
 use crate::blob::{Phase, Progress};
 use crate::cache::Cache;
@@ -40,6 +41,9 @@ pub(super) struct Writer {
     pub(super) size_bytes: u64,
     pub(super) source: String,
     pub(super) progress: Arc<Progress>,
+    /// Kept alive from the verdict to the end of publishing, so that whoever comes in between joins the job instead of
+    /// finding neither it nor the blob and starting another download.
+    pub(super) job: Weak<Job>,
 }
 
 struct Written {
@@ -70,6 +74,7 @@ impl Writer {
         drop(messages);
         match outcome {
             Ok(End::Complete(found)) if found == self.digest => {
+                let _job = self.job.upgrade();
                 self.progress.phase.send_replace(Phase::Verified);
                 // The bytes are right whether or not the cache can keep them.
                 if let Err(error) = self

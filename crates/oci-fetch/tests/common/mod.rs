@@ -450,8 +450,11 @@ async fn write_reply(
     }
     let body = &reply.body;
     let send = async |stream: &mut TcpStream, bytes: &[u8]| {
-        sent.fetch_add(bytes.len(), Ordering::SeqCst);
-        stream.write_all(bytes).await
+        for piece in bytes.chunks(64 * 1024) {
+            stream.write_all(piece).await?;
+            sent.fetch_add(piece.len(), Ordering::SeqCst);
+        }
+        std::io::Result::Ok(())
     };
     match reply.manner {
         Manner::Whole => send(stream, body).await?,

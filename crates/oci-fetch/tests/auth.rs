@@ -1,0 +1,647 @@
+//! Who gets which credential and which token, as seen on the wire.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base64::Engine as _;
+use common::*;
+use oci_fetch::{Client, Credentials, Digest, FetchErrorKind, PullContext};
+use tokio::net::TcpListener;
+
+/// How the token service and the registry behave.
+#[derive(Clone, Default)]
+struct TokenRegistry {
+    /// Another realm than the registry's own `/token`.
+    realm: Option<String>,
+    expires_in: Option<u64>,
+    /// Users and passwords; without any, anonymous tokens are given out.
+    users: Vec<(String, String)>,
+    /// The GET protocol is answered with 404.
+    only_post: bool,
+    /// A token is good for so many requests.
+    uses: Option<usize>,
+    /// How the registry answers to a token that has been used up.
+    expired_status: u16,
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
+    )
+}
+
+/// A registry whose tokens read `SUBJECT-NUMBER`.
+async fn start(image: &TestImage, setup: TokenRegistry) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut store = Store::default();
+    store.publish("app", "1", image);
+    store.publish("other", "1", image);
+    let issued = AtomicUsize::new(0);
+    let used: std::sync::Mutex<std::collections::HashMap<String, usize>> = std::sync::Mutex::default();
+    let realm = setup
+        .realm
+        .clone()
+        .unwrap_or_else(|| format!("http://{address}/token"));
+    let challenge = format!(r#"Bearer realm="{realm}",service="test",scope="repository:app:pull""#);
+    Server::on(listener, store, move |seen| {
+        let authorization = seen.authorization().unwrap_or_default().to_owned();
+        if seen.path.starts_with("/token") {
+            if setup.only_post && seen.method == "GET" {
+                return Some(Reply::new(404));
+            }
+            let mut subject = None;
+            for (user, password) in &setup.users {
+                let form = format!("grant_type=password&username={user}&password={password}&service=test");
+                if authorization == basic(user, password) || seen.body.starts_with(&form) {
+                    subject = Some(user.clone());
+                }
+                if seen.body.starts_with(&format!(
+                    "grant_type=refresh_token&refresh_token={password}&service=test"
+                )) {
+                    subject = Some(user.clone());
+                }
+            }
+            if setup.users.is_empty() && authorization.is_empty() {
+                subject = Some("anonymous".to_owned());
+            }
+            let Some(subject) = subject else {
+                return Some(Reply::new(401).body("secret words"));
+            };
+            let number = issued.fetch_add(1, Ordering::SeqCst);
+            let mut document = serde_json::json!({"token": format!("{subject}-{number}")});
+            if let Some(seconds) = setup.expires_in {
+                document["expires_in"] = seconds.into();
+            }
+            return Some(Reply::ok("application/json", document.to_string()));
+        }
+        let Some(token) = authorization.strip_prefix("Bearer ") else {
+            return Some(Reply::challenge(&challenge));
+        };
+        let mut used = used.lock().unwrap();
+        let count = used.entry(token.to_owned()).or_insert(0);
+        *count += 1;
+        match setup.uses {
+            Some(uses) if *count > uses => Some(match setup.expired_status {
+                403 => Reply::new(403),
+                _ => Reply::challenge(&challenge),
+            }),
+            _ => None,
+        }
+    })
+}
+
+fn token_requests(server: &Server) -> Vec<Seen> {
+    server
+        .log()
+        .into_iter()
+        .filter(|seen| seen.path.starts_with("/token"))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_anonymous_token_is_fetched_once_for_many_waiters() {
+    let image = TestImage::new(&(0..8).map(|seed| noise(1000, seed)).collect::<Vec<_>>());
+    let server = start(&image, TokenRegistry::default()).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let source = server.source("app:1");
+    let nobody = PullContext::default();
+    let pulls = (0..20).map(|_| pull_with(&client, &source, &nobody));
+    for layers in futures_util::future::join_all(pulls).await {
+        assert_eq!(layers.unwrap(), image.layers);
+    }
+    let tokens = token_requests(&server);
+    assert_eq!(tokens.len(), 1, "{tokens:#?}");
+    assert_eq!(
+        tokens[0].path,
+        "/token?service=test&scope=repository%3Aapp%3Apull"
+    );
+    assert_eq!(tokens[0].authorization(), None);
+}
+
+#[tokio::test]
+async fn basic_credentials_become_a_token_by_get_or_else_by_post() {
+    let image = TestImage::one_layer(1000);
+    for only_post in [false, true] {
+        let users = vec![("alice".to_owned(), "secret".to_owned())];
+        let server = start(
+            &image,
+            TokenRegistry {
+                users,
+                only_post,
+                ..Default::default()
+            },
+        )
+        .await;
+        let cache = tempfile::tempdir().unwrap();
+        let client = server.client(cache.path());
+        let context = as_user("t", "alice", "secret");
+        assert_eq!(
+            pull_with(&client, &server.source("app:1"), &context)
+                .await
+                .unwrap(),
+            image.layers
+        );
+        // The password went to the token service alone.
+        let registry = server
+            .log()
+            .into_iter()
+            .filter(|seen| seen.path.starts_with("/v2/"));
+        assert!(
+            registry
+                .filter_map(|seen| seen.authorization().map(str::to_owned))
+                .all(|a| a == "Bearer alice-0")
+        );
+        let wrong = as_user("t", "alice", "wrong");
+        let error = pull_with(&client, &server.source("app:1"), &wrong)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), &FetchErrorKind::Unauthorized);
+        let text = format!("{error:?}");
+        assert!(!text.contains("wrong") && !text.contains("secret"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_by_post() {
+    let image = TestImage::one_layer(1000);
+    let users = vec![("alice".to_owned(), "refresh-me".to_owned())];
+    let server = start(
+        &image,
+        TokenRegistry {
+            users,
+            ..Default::default()
+        },
+    )
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let context = PullContext {
+        isolation_key: "t".to_owned(),
+        credentials: Some(Credentials::identity_token("refresh-me")),
+    };
+    let client = server.client(cache.path());
+    assert_eq!(
+        pull_with(&client, &server.source("app:1"), &context)
+            .await
+            .unwrap(),
+        image.layers
+    );
+    let tokens = token_requests(&server);
+    assert_eq!((tokens.len(), tokens[0].method.as_str()), (1, "POST"));
+    assert!(tokens[0].authorization().is_none() && !tokens[0].path.contains("refresh-me"));
+}
+
+#[tokio::test]
+async fn plain_basic_and_ready_bearer_go_out_only_after_a_challenge() {
+    let image = TestImage::one_layer(1000);
+    let good = basic("alice", "secret");
+    let server = Server::with_image(&image, {
+        let good = good.clone();
+        move |seen| {
+            (seen.authorization() != Some(good.as_str())).then(|| Reply::challenge(r#"Basic realm="x""#))
+        }
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let source = server.source("app:1");
+    assert_eq!(
+        pull_with(&client, &source, &as_user("t", "alice", "secret"))
+            .await
+            .unwrap(),
+        image.layers
+    );
+    assert_eq!(server.log()[0].authorization(), None);
+    assert_eq!(
+        kind(pull_with(&client, &source, &as_tenant("t")).await),
+        FetchErrorKind::Unauthorized
+    );
+    assert_eq!(
+        kind(pull_with(&client, &source, &as_user("t", "alice", "x")).await),
+        FetchErrorKind::Unauthorized
+    );
+
+    let server = Server::with_image(&image, |seen| {
+        (seen.authorization() != Some("Bearer ready"))
+            .then(|| Reply::challenge(r#"Bearer realm="https://x.example/""#))
+    })
+    .await;
+    let context = PullContext {
+        isolation_key: "t".to_owned(),
+        credentials: Some(Credentials::bearer("ready")),
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let pulled = pull_with(&server.client(cache.path()), &server.source("app:1"), &context).await;
+    assert_eq!(pulled.unwrap(), image.layers);
+}
+
+#[tokio::test]
+async fn a_token_that_expires_in_mid_pull_is_replaced() {
+    let image = TestImage::new(&(0..6).map(|seed| noise(1000, seed)).collect::<Vec<_>>());
+    for expired_status in [401, 403] {
+        let setup = TokenRegistry {
+            uses: Some(3),
+            expired_status,
+            ..Default::default()
+        };
+        let server = start(&image, setup).await;
+        let cache = tempfile::tempdir().unwrap();
+        let client = server.client(cache.path());
+        let image_found = client
+            .resolve(&server.source("app:1"), &amd64(), &as_tenant("t"))
+            .await
+            .unwrap();
+        for (index, layer) in image.layers.iter().enumerate() {
+            let blob = client.open_layer(&image_found, index).await.unwrap();
+            assert_eq!(&read(&blob).await.unwrap().0, layer, "{expired_status}");
+        }
+        assert_eq!(token_requests(&server).len(), 3, "{expired_status}");
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_token_that_is_refused_is_not_fetched_again_and_again() {
+    let image = TestImage::one_layer(1000);
+    for (expired_status, expected) in [(401, FetchErrorKind::Unauthorized), (403, FetchErrorKind::Denied)] {
+        let server = start(
+            &image,
+            TokenRegistry {
+                uses: Some(0),
+                expired_status,
+                ..Default::default()
+            },
+        )
+        .await;
+        let cache = tempfile::tempdir().unwrap();
+        let pulled = pull_with(
+            &server.client(cache.path()),
+            &server.source("app:1"),
+            &as_tenant("t"),
+        )
+        .await;
+        assert_eq!(kind(pulled), expected);
+        assert_eq!(token_requests(&server).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn two_parties_share_no_token_even_with_equal_credentials() {
+    let image = TestImage::one_layer(1000);
+    let users = vec![
+        ("alice".to_owned(), "a".to_owned()),
+        ("bob".to_owned(), "b".to_owned()),
+    ];
+    let server = start(
+        &image,
+        TokenRegistry {
+            users,
+            ..Default::default()
+        },
+    )
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let source = server.source("app:1");
+    for (context, token) in [
+        (as_user("one", "alice", "a"), "Bearer alice-0"),
+        (as_user("one", "bob", "b"), "Bearer bob-1"),
+        (as_user("two", "alice", "a"), "Bearer alice-2"),
+        (as_user("one", "alice", "a"), "Bearer alice-0"),
+    ] {
+        let before = server.log().len();
+        client.resolve(&source, &amd64(), &context).await.unwrap();
+        let seen: Vec<_> = server.log().split_off(before);
+        let tokens: Vec<_> = seen
+            .iter()
+            .filter_map(Seen::authorization)
+            .filter(|a| a.starts_with("Bearer"))
+            .collect();
+        assert!(
+            !tokens.is_empty() && tokens.iter().all(|found| *found == token),
+            "{token}: {tokens:?}"
+        );
+    }
+    // Nobody's credential or token helps an anonymous party, nor is one sent for it.
+    let before = server.log().len();
+    assert_eq!(
+        kind(client.resolve(&source, &amd64(), &as_tenant("one")).await),
+        FetchErrorKind::Unauthorized
+    );
+    assert!(
+        server
+            .log()
+            .split_off(before)
+            .iter()
+            .all(|seen| seen.authorization().is_none())
+    );
+    // Another repository needs another token.
+    client
+        .resolve(&server.source("other:1"), &amd64(), &as_user("one", "alice", "a"))
+        .await
+        .unwrap();
+    assert_eq!(
+        token_requests(&server).last().unwrap().path,
+        "/token?service=test&scope=repository%3Aother%3Apull"
+    );
+}
+
+#[tokio::test]
+async fn a_realm_elsewhere_gets_no_secret_and_no_connection_inside() {
+    let image = TestImage::one_layer(1000);
+    let inside = Server::start(Store::default(), |_| {
+        Some(Reply::ok("application/json", r#"{"token":"x"}"#))
+    })
+    .await;
+    for realm in [
+        format!("http://localhost:{}/token", inside.address.port()),
+        format!("http://2130706434:{}/token", inside.address.port()),
+        format!("http://[::ffff:127.0.0.1]:{}/token", inside.address.port()),
+        format!("http://user:secret@127.0.0.1:{}/token", inside.address.port()),
+        "file:///etc/passwd".to_owned(),
+        "https://token.example/".to_owned(),
+    ] {
+        let users = vec![("alice".to_owned(), "a".to_owned())];
+        let server = start(
+            &image,
+            TokenRegistry {
+                realm: Some(realm.clone()),
+                users,
+                ..Default::default()
+            },
+        )
+        .await;
+        let cache = tempfile::tempdir().unwrap();
+        let client = server.client(cache.path());
+        let result = client
+            .resolve(&server.source("app:1"), &amd64(), &as_user("t", "alice", "a"))
+            .await;
+        assert_eq!(kind(result), FetchErrorKind::Policy, "{realm}");
+    }
+    assert!(inside.log().is_empty());
+}
+
+#[tokio::test]
+async fn token_documents_are_bounded_and_checked() {
+    for (name, reply, expected) in [
+        (
+            "bomb",
+            Reply::ok("application/json", vec![b' '; 1 << 20]).manner(Manner::Endless),
+            FetchErrorKind::Limit,
+        ),
+        (
+            "no token",
+            Reply::ok("application/json", "{}"),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "not JSON",
+            Reply::ok("text/html", "<html>secret words</html>"),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "a line break",
+            Reply::ok("application/json", r#"{"token":"a\r\nx: y"}"#),
+            FetchErrorKind::Protocol,
+        ),
+        (
+            "an internal page",
+            Reply::new(500).body("secret words"),
+            FetchErrorKind::Transient,
+        ),
+        (
+            "not found",
+            Reply::new(404).body("secret words"),
+            FetchErrorKind::NotFound,
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let challenge = format!(
+            r#"Bearer realm="http://{}/token",service="s""#,
+            listener.local_addr().unwrap()
+        );
+        let server = Server::on(listener, Store::default(), move |seen| {
+            Some(if seen.path.starts_with("/token") {
+                reply.clone()
+            } else {
+                Reply::challenge(&challenge)
+            })
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let error = resolve(&server.client(cache.path()), &server.source("app:1"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), &expected, "{name}");
+        assert!(!format!("{error:?}").contains("secret"), "{name}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn redirects_carry_no_credential_to_another_origin() {
+    let image = TestImage::one_layer(1000);
+    let layer = image.layers[0].clone();
+    let storage = Server::start(Store::default(), move |_| Some(Reply::ok("x", layer.clone()))).await;
+    let target = format!("http://{}/signed?signature=secret", storage.address);
+    let good = basic("alice", "a");
+    let server = Server::with_image(&image, move |seen| {
+        if seen.authorization() != Some(good.as_str()) {
+            return Some(Reply::challenge("Basic realm=x"));
+        }
+        let digest = Digest::sha256(&noise(1000, 1)).to_string();
+        seen.path.ends_with(&digest).then(|| Reply::redirect(&target))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    assert_eq!(
+        pull_with(&client, &server.source("app:1"), &as_user("t", "alice", "a"))
+            .await
+            .unwrap(),
+        image.layers
+    );
+    assert_eq!(storage.log().len(), 1);
+    assert_eq!(storage.log()[0].authorization(), None);
+}
+
+#[tokio::test]
+async fn a_challenge_from_behind_a_redirect_is_not_answered() {
+    let image = TestImage::one_layer(1000);
+    let storage = Server::start(Store::default(), |_| Some(Reply::challenge("Basic realm=x"))).await;
+    let target = format!("http://{}/signed", storage.address);
+    let server = Server::with_image(&image, move |seen| {
+        seen.path.contains("/blobs/").then(|| Reply::redirect(&target))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let result = pull_with(
+        &server.client(cache.path()),
+        &server.source("app:1"),
+        &as_user("t", "alice", "a"),
+    )
+    .await;
+    assert_eq!(kind(result), FetchErrorKind::Transient);
+    assert!(storage.log().iter().all(|seen| seen.authorization().is_none()));
+}
+
+#[tokio::test]
+async fn redirect_loops_chains_and_bad_locations_end() {
+    let image = TestImage::one_layer(10);
+    for (name, location, expected) in [
+        ("loop", "/v2/app/manifests/1", FetchErrorKind::Protocol),
+        (
+            "downgrade to a file",
+            "file:///etc/passwd",
+            FetchErrorKind::Policy,
+        ),
+        (
+            "userinfo",
+            "http://user:secret@127.0.0.1/",
+            FetchErrorKind::Policy,
+        ),
+        ("private", "https://10.0.0.1/", FetchErrorKind::Policy),
+        (
+            "metadata",
+            "http://169.254.169.254/latest/meta-data/",
+            FetchErrorKind::Policy,
+        ),
+        ("loopback by name", "http://localhost:1/", FetchErrorKind::Policy),
+        ("loopback v6", "http://[::1]:1/", FetchErrorKind::Policy),
+        (
+            "v4-mapped",
+            "http://[::ffff:127.0.0.1]:1/",
+            FetchErrorKind::Policy,
+        ),
+        ("NAT64", "http://[64:ff9b::7f00:1]:1/", FetchErrorKind::Policy),
+        ("other loopback", "http://127.0.0.2:1/", FetchErrorKind::Policy),
+        ("decimal", "http://2130706434:1/", FetchErrorKind::Policy),
+        ("octal", "http://0177.0.0.2:1/", FetchErrorKind::Policy),
+        ("hexadecimal", "http://0x7f000002:1/", FetchErrorKind::Policy),
+        ("zero", "http://0.0.0.0:1/", FetchErrorKind::Policy),
+        ("malformed", "http://[", FetchErrorKind::Protocol),
+    ] {
+        let server = Server::with_image(&image, move |_| Some(Reply::redirect(location))).await;
+        let cache = tempfile::tempdir().unwrap();
+        let error = resolve(&server.client(cache.path()), &server.source("app:1"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), &expected, "{name}: {error:?}");
+        assert!(!format!("{error:?}").contains("secret"), "{name}");
+        assert!(server.log().len() <= 6, "{name}: {}", server.log().len());
+    }
+    let server = Server::with_image(&image, |_| Some(Reply::new(302))).await;
+    let cache = tempfile::tempdir().unwrap();
+    assert_eq!(
+        kind(resolve(&server.client(cache.path()), &server.source("app:1")).await),
+        FetchErrorKind::Protocol
+    );
+    // Five hops are fine.
+    let server = Server::with_image(&image, |seen| {
+        let hops = seen.path.matches("/hop").count();
+        (hops < 5 && seen.path.starts_with("/v2/app/manifests"))
+            .then(|| Reply::redirect(&format!("{}/hop", seen.path)))
+            .or_else(|| (hops == 5).then(|| Reply::ok(MANIFEST, TestImage::one_layer(10).manifest)))
+    })
+    .await;
+    resolve(&server.client(cache.path()), &server.source("app:1"))
+        .await
+        .unwrap();
+}
+
+/// Answers with a list of addresses, one after the other.
+struct Rebinding {
+    answers: Vec<&'static str>,
+    asked: AtomicUsize,
+}
+
+impl oci_fetch::Resolver for Rebinding {
+    fn resolve(
+        &self,
+        _host: String,
+    ) -> std::pin::Pin<Box<dyn Future<Output = std::io::Result<Vec<std::net::IpAddr>>> + Send>> {
+        let index = self
+            .asked
+            .fetch_add(1, Ordering::SeqCst)
+            .min(self.answers.len() - 1);
+        let answer = self.answers[index].parse().unwrap();
+        Box::pin(async move { Ok(vec![answer]) })
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_turns_to_a_private_address_is_not_connected_to() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, |_| None).await;
+    let port = server.address.port();
+    let cache = tempfile::tempdir().unwrap();
+    for answer in [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "::ffff:127.0.0.1",
+        "fd00:ec2::254",
+    ] {
+        let resolver = Arc::new(Rebinding {
+            answers: vec![answer],
+            asked: AtomicUsize::new(0),
+        });
+        let config = quick(oci_fetch::ClientConfig::new(cache.path())).with_resolver(resolver);
+        let client = Client::new(config).unwrap();
+        let source = format!("rebind.example:{port}/app:1").parse().unwrap();
+        let error = resolve(&client, &source).await.unwrap_err();
+        assert_eq!(error.kind(), &FetchErrorKind::Policy, "{answer}");
+        assert!(
+            !format!("{error:?}").contains(answer),
+            "what a name resolves to stays inside: {error:?}"
+        );
+    }
+    assert!(server.log().is_empty());
+    // The same name, named by the operator, is fine; a redirect to another name is not.
+    let resolver = Arc::new(Rebinding {
+        answers: vec!["127.0.0.1"],
+        asked: AtomicUsize::new(0),
+    });
+    let name = format!("rebind.example:{port}");
+    let config = || quick(oci_fetch::ClientConfig::new(cache.path())).with_resolver(resolver.clone());
+    let client = Client::new(config().with_plain_http(&name).unwrap()).unwrap();
+    resolve(&client, &format!("{name}/app:1").parse().unwrap())
+        .await
+        .unwrap();
+    let elsewhere = Server::with_image(&image, move |_| {
+        Some(Reply::redirect(&format!("http://other.example:{port}/")))
+    })
+    .await;
+    let name = format!("rebind.example:{}", elsewhere.address.port());
+    let client = Client::new(config().with_plain_http(&name).unwrap()).unwrap();
+    let error = resolve(&client, &format!("{name}/app:1").parse().unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), &FetchErrorKind::Policy);
+}
+
+#[tokio::test]
+async fn strangers_reach_no_loopback_registry_and_no_registry_outside_the_policy() {
+    let image = TestImage::one_layer(10);
+    let server = Server::with_image(&image, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(oci_fetch::ClientConfig::new(cache.path())).unwrap();
+    assert_eq!(
+        kind(resolve(&client, &server.source("app:1")).await),
+        FetchErrorKind::Policy
+    );
+    let policy = oci_fetch::Policy::allowing(["docker.io"]).unwrap();
+    let client = server.client(cache.path()).restricted(policy, None);
+    assert_eq!(
+        kind(resolve(&client, &server.source("app:1")).await),
+        FetchErrorKind::Policy
+    );
+    let client = Client::new(server.config(cache.path()).with_max_image_size(9)).unwrap();
+    assert_eq!(
+        kind(resolve(&client, &server.source("app:1")).await),
+        FetchErrorKind::Limit
+    );
+    assert_eq!(server.layer_requests(&image).len(), 0);
+}

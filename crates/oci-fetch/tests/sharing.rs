@@ -1,0 +1,423 @@
+//! One download for many, the cache between parties, cancellation, and what survives a crash.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::*;
+use oci_fetch::{Client, Digest, FetchErrorKind};
+use tokio::io::AsyncReadExt;
+
+/// Whether the condition comes true within two seconds.
+async fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    for _ in 0..400 {
+        if condition() {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    false
+}
+
+fn files(cache: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(cache.join("blobs/sha256"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_builds_of_one_image_cause_one_download() {
+    let image = TestImage::new(&[noise(2 << 20, 1), noise(1 << 20, 2)]);
+    let server = Server::with_image(&image, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let source = server.source("app:1");
+    let contexts: Vec<_> = (0..20)
+        .map(|number| as_tenant(&format!("tenant-{number}")))
+        .collect();
+    let pulls = contexts
+        .iter()
+        .map(|context| pull_with(&client, &source, context));
+    for layers in futures_util::future::join_all(pulls).await {
+        assert_eq!(layers.unwrap(), image.layers);
+    }
+    assert_eq!(server.layer_requests(&image).len(), 2);
+    // The next process has them too, and hashes them on first use.
+    let client = server.client(cache.path());
+    assert_eq!(
+        pull_with(&client, &source, &as_tenant("late")).await.unwrap(),
+        image.layers
+    );
+    assert_eq!(server.layer_requests(&image).len(), 2);
+    assert_eq!(client.cache_statistics().hits, 2);
+}
+
+#[tokio::test]
+async fn readers_see_bytes_as_they_arrive_and_none_before() {
+    let image = TestImage::one_layer(300_000);
+    let layer = image.layers[0].clone();
+    let server = Server::with_image(&image, {
+        let digest = Digest::sha256(&layer).to_string();
+        move |seen| {
+            (seen.path.ends_with(&digest) && seen.nth == 0)
+                .then(|| Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
+        }
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let found = resolve(&client, &server.source("app:1")).await.unwrap();
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    assert!(blob.from_network());
+    let mut reader = blob.reader();
+    let mut first = vec![0; 100_000];
+    reader.read_exact(&mut first).await.unwrap();
+    assert_eq!(first, image.layers[0][..100_000]);
+    assert_eq!(*blob.downloaded().borrow(), 100_000);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, image.layers[0][100_000..]);
+    let verified = blob.verified().await.unwrap();
+    assert_eq!(verified.digest(), &Digest::sha256(&image.layers[0]));
+    let mut file = tokio::fs::File::from_std(blob.complete_file().await.unwrap());
+    let mut whole = Vec::new();
+    file.read_to_end(&mut whole).await.unwrap();
+    assert_eq!(whole, image.layers[0]);
+    assert!(
+        std::io::Write::write_all(&mut file.into_std().await, b"x").is_err(),
+        "the descriptor is read-only"
+    );
+}
+
+#[tokio::test]
+async fn layers_opened_late_do_not_hold_up_the_others() {
+    // One slot, five layers, consumers that read the last one first: crane hung here.
+    let image = TestImage::new(&(0..5).map(|seed| noise(500_000, seed)).collect::<Vec<_>>());
+    let server = Server::with_image(&image, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(server.config(cache.path()).with_connections(1, 1)).unwrap();
+    let found = resolve(&client, &server.source("app:1")).await.unwrap();
+    let mut blobs = Vec::new();
+    for index in 0..5 {
+        blobs.push(client.open_layer(&found, index).await.unwrap());
+    }
+    for (blob, layer) in blobs.iter().zip(&image.layers).rev() {
+        let (bytes, _) = tokio::time::timeout(Duration::from_secs(10), read(blob))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(&bytes, layer);
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_wants_any_more_stops_and_frees_its_slot() {
+    let image = TestImage::new(&[noise(500_000, 1), noise(1000, 2)]);
+    let first = Digest::sha256(&image.layers[0]).to_string();
+    let layer = image.layers[0].clone();
+    let server = Server::with_image(&image, move |seen| {
+        (seen.path.ends_with(&first) && seen.nth == 0)
+            .then(|| Reply::ok("x", layer.clone()).manner(Manner::StallAt(200_000)))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let config = server
+        .config(cache.path())
+        .with_connections(1, 1)
+        .with_timeouts(oci_fetch::Timeouts::default());
+    let client = Client::new(config).unwrap();
+    let found = resolve(&client, &server.source("app:1")).await.unwrap();
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    let mut reader = blob.reader();
+    reader.read_exact(&mut vec![0; 200_000]).await.unwrap();
+    drop(blob);
+    // The reader alone keeps it alive; the second layer waits for the slot.
+    let other = client.open_layer(&found, 1).await.unwrap();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), other.verified())
+            .await
+            .is_err()
+    );
+    drop(reader);
+    tokio::time::timeout(Duration::from_secs(5), other.verified())
+        .await
+        .unwrap()
+        .unwrap();
+    // What had arrived is there for the next one to resume, up to the last aligned byte.
+    let part = format!("{}.part", found.layers[0].digest.hex());
+    assert!(eventually(|| files(cache.path()).contains(&part)).await);
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
+    let range = server.layer_requests(&image).last().unwrap().range().unwrap();
+    assert_eq!(range, (196_608, Some(499_999)));
+}
+
+#[tokio::test]
+async fn one_partys_failing_rights_do_not_fail_the_other() {
+    let image = TestImage::one_layer(300_000);
+    let digest = Digest::sha256(&image.layers[0]).to_string();
+    let layer = image.layers[0].clone();
+    let revoked = Arc::new(AtomicBool::new(false));
+    let server = Server::with_image(&image, {
+        let revoked = Arc::clone(&revoked);
+        move |seen| {
+            let Some(authorization) = seen.authorization() else {
+                return Some(Reply::challenge("Basic realm=x"));
+            };
+            let is_alice = authorization == "Basic YWxpY2U6YQ==";
+            if !seen.path.ends_with(&digest) {
+                return None;
+            }
+            if is_alice && revoked.swap(true, Ordering::SeqCst) {
+                return Some(Reply::new(403));
+            }
+            is_alice.then(|| Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
+        }
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let source = server.source("app:1");
+    let alice = client
+        .resolve(&source, &amd64(), &as_user("one", "alice", "a"))
+        .await
+        .unwrap();
+    let bob = client
+        .resolve(&source, &amd64(), &as_user("two", "bob", "b"))
+        .await
+        .unwrap();
+    let for_alice = client.open_layer(&alice, 0).await.unwrap();
+    let mut reader = for_alice.reader();
+    reader.read_exact(&mut vec![0; 1000]).await.unwrap();
+    let for_bob = client.open_layer(&bob, 0).await.unwrap();
+    assert_eq!(read(&for_bob).await.unwrap().0, image.layers[0]);
+    let last = server.layer_requests(&image).last().unwrap().clone();
+    assert_eq!(last.authorization(), Some("Basic Ym9iOmI="));
+    assert_eq!(last.range(), Some((100_000, Some(299_999))));
+}
+
+#[tokio::test]
+async fn a_manifest_that_merely_names_anothers_blob_gets_nothing() {
+    // `private` holds the layer; `thief` holds a manifest and config that name it, but not the layer.
+    let image = TestImage::one_layer(1000);
+    let mut store = Store::default();
+    store.publish("private", "1", &image);
+    store.blob("thief", &image.config);
+    store.manifest("thief", "1", MANIFEST, &image.manifest);
+    store.publish("mirror", "1", &image);
+    let server = Server::start(store.clone(), |_| None).await;
+    let foreign = {
+        // Another registry, which says yes to everything but has no bytes.
+        let mut foreign = Store::default();
+        foreign.blob("thief", &image.config);
+        foreign.manifest("thief", "1", MANIFEST, &image.manifest);
+        Server::start(foreign, |seen| {
+            (seen.method == "HEAD").then(|| Reply::ok("x", vec![0; 1000]))
+        })
+        .await
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let config = server
+        .config(cache.path())
+        .with_plain_http(&foreign.address.to_string())
+        .unwrap();
+    let client = Client::new(config).unwrap();
+    let layers = pull_with(&client, &server.source("private:1"), &as_tenant("owner"))
+        .await
+        .unwrap();
+    assert_eq!(layers, image.layers);
+    for source in [server.source("thief:1"), foreign.source("thief:1")] {
+        let result = pull_with(&client, &source, &as_tenant("thief")).await;
+        assert_eq!(kind(result), FetchErrorKind::NotFound, "{source}");
+    }
+    // Another repository of the registry that does hold the blob is believed after it was asked, once.
+    let before = server.layer_requests(&image).len();
+    for _ in 0..2 {
+        assert_eq!(
+            pull_with(&client, &server.source("mirror:1"), &as_tenant("x"))
+                .await
+                .unwrap(),
+            image.layers
+        );
+    }
+    let asked: Vec<_> = server
+        .layer_requests(&image)
+        .split_off(before)
+        .into_iter()
+        .map(|seen| seen.method)
+        .collect();
+    assert_eq!(asked, ["HEAD"]);
+}
+
+#[tokio::test]
+async fn a_running_download_is_not_joined_without_proof_either() {
+    let image = TestImage::one_layer(300_000);
+    let digest = Digest::sha256(&image.layers[0]).to_string();
+    let layer = image.layers[0].clone();
+    let mut store = Store::default();
+    store.publish("private", "1", &image);
+    store.blob("thief", &image.config);
+    store.manifest("thief", "1", MANIFEST, &image.manifest);
+    let server = Server::start(store, move |seen| {
+        (seen.path.contains("private") && seen.path.ends_with(&digest))
+            .then(|| Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(
+        server
+            .config(cache.path())
+            .with_timeouts(oci_fetch::Timeouts::default()),
+    )
+    .unwrap();
+    let owner = resolve(&client, &server.source("private:1")).await.unwrap();
+    let blob = client.open_layer(&owner, 0).await.unwrap();
+    blob.reader().read_exact(&mut [0; 10]).await.unwrap();
+    let thief = resolve(&client, &server.source("thief:1")).await.unwrap();
+    assert_eq!(kind(client.open_layer(&thief, 0).await), FetchErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_changed_image_value_opens_nothing_else() {
+    let image = TestImage::one_layer(1000);
+    let other = TestImage::new(&[noise(500, 9)]);
+    let mut store = Store::default();
+    store.publish("app", "1", &image);
+    store.publish("secret", "1", &other);
+    let server = Server::start(store, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    pull_with(&client, &server.source("secret:1"), &as_tenant("owner"))
+        .await
+        .unwrap();
+    let mut found = resolve(&client, &server.source("app:1")).await.unwrap();
+    found.layers[0].digest = Digest::sha256(&other.layers[0]);
+    found.layers[0].size_bytes = 500;
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
+    assert_eq!(
+        kind(client.open_layer(&found, 1).await),
+        FetchErrorKind::InvalidInput
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_cached_blob_is_noticed_and_fetched_again() {
+    let image = TestImage::one_layer(100_000);
+    let server = Server::with_image(&image, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let source = server.source("app:1");
+    pull_with(&server.client(cache.path()), &source, &as_tenant("t"))
+        .await
+        .unwrap();
+    let path = cache
+        .path()
+        .join("blobs/sha256")
+        .join(Digest::sha256(&image.layers[0]).hex());
+    assert!(eventually(|| path.exists()).await);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, vec![0; 100_000]).unwrap();
+    let client = server.client(cache.path());
+    assert_eq!(
+        kind(pull_with(&client, &source, &as_tenant("t")).await),
+        FetchErrorKind::Transient
+    );
+    assert_eq!(
+        pull_with(&client, &source, &as_tenant("t")).await.unwrap(),
+        image.layers
+    );
+}
+
+#[tokio::test]
+async fn a_part_of_a_killed_process_is_resumed_and_a_rotten_one_is_not_trusted() {
+    let image = TestImage::one_layer(1 << 20);
+    let server = Server::with_image(&image, |_| None).await;
+    let hex = Digest::sha256(&image.layers[0]).hex().to_owned();
+    for (is_rotten, expected_start) in [(false, 458_752), (true, 458_752)] {
+        let cache = tempfile::tempdir().unwrap();
+        let client = server.client(cache.path());
+        let mut front = image.layers[0][..500_000].to_vec();
+        front[1000] ^= u8::from(is_rotten);
+        std::fs::write(cache.path().join(format!("blobs/sha256/{hex}.part")), front).unwrap();
+        let result = pull_with(&client, &server.source("app:1"), &as_tenant("t")).await;
+        let range = server.layer_requests(&image).last().unwrap().range().unwrap();
+        assert_eq!(range.0, expected_start);
+        if is_rotten {
+            assert_eq!(kind(result), FetchErrorKind::Transient);
+            assert!(files(cache.path()).is_empty());
+            assert_eq!(
+                pull_with(&client, &server.source("app:1"), &as_tenant("t"))
+                    .await
+                    .unwrap(),
+                image.layers
+            );
+        } else {
+            assert_eq!(result.unwrap(), image.layers);
+        }
+    }
+}
+
+#[tokio::test]
+async fn local_layers_are_verified_too() {
+    let image = TestImage::one_layer(100_000);
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = directory.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for bytes in [&image.layers[0], &image.config, &image.manifest] {
+        std::fs::write(blobs.join(Digest::sha256(bytes).hex()), bytes).unwrap();
+    }
+    std::fs::write(
+        directory.path().join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+    let descriptor = serde_json::json!({"mediaType": MANIFEST, "digest": Digest::sha256(&image.manifest).to_string(), "size": image.manifest.len()});
+    std::fs::write(
+        directory.path().join("index.json"),
+        serde_json::json!({"schemaVersion": 2, "manifests": [descriptor]}).to_string(),
+    )
+    .unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(oci_fetch::ClientConfig::new(cache.path())).unwrap();
+    let source = format!("oci:{}", directory.path().display()).parse().unwrap();
+    assert_eq!(
+        pull_with(&client, &source, &as_tenant("t")).await.unwrap(),
+        image.layers
+    );
+    let found = resolve(&client, &source).await.unwrap();
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    assert!(!blob.from_network());
+    assert!(blob.complete_file().await.is_ok());
+    let mut changed = image.layers[0].clone();
+    changed[5] ^= 1;
+    std::fs::write(blobs.join(Digest::sha256(&image.layers[0]).hex()), changed).unwrap();
+    assert_eq!(
+        kind(pull_with(&client, &source, &as_tenant("t")).await),
+        FetchErrorKind::DigestMismatch
+    );
+}
+
+#[tokio::test]
+async fn a_cache_with_a_limit_of_zero_keeps_nothing_after_use() {
+    let image = TestImage::one_layer(1000);
+    let server = Server::with_image(&image, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(server.config(cache.path()).with_cache_limit(0)).unwrap();
+    assert_eq!(
+        pull_with(&client, &server.source("app:1"), &as_tenant("t"))
+            .await
+            .unwrap(),
+        image.layers
+    );
+    assert!(
+        eventually(|| files(cache.path()).is_empty()).await,
+        "{:?}",
+        files(cache.path())
+    );
+}
