@@ -1,0 +1,271 @@
+//! The calls.
+
+use std::{error::Error as _, fmt};
+
+use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
+use tokio::time::{Instant, timeout};
+use tonic::{
+    Code, Extensions, Request, Status,
+    client::Grpc,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+use crate::{
+    asset::{AssetId, AssetKind, RegisterAsset, StorageBackend},
+    config::{Config, InvalidConfig},
+    error::{AssetError, AssetErrorKind},
+    proto,
+};
+
+/// An asset with all its labels is far below this many bytes.
+const LARGEST_ANSWER: usize = 1 << 20;
+/// Longer ids would only be a nuisance in every log line.
+const LONGEST_ID: usize = 256;
+/// Of a message of the server.
+const LONGEST_MESSAGE: usize = 500;
+
+/// Calls assetmanagerd. Cheap to clone; clones share one connection, which is made anew when it breaks.
+#[derive(Clone)]
+pub struct AssetClient {
+    config: Config,
+    channel: Channel,
+}
+
+impl AssetClient {
+    /// A client that connects with its first call. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidConfig`] for an endpoint that cannot be called, `https://` among them.
+    pub fn connect_lazy(config: Config) -> Result<Self, InvalidConfig> {
+        let endpoint = Endpoint::from(config.uri()?).connect_timeout(config.connect_timeout);
+        Ok(Self {
+            channel: endpoint.connect_lazy(),
+            config,
+        })
+    }
+
+    /// Makes a file known that is already in place; gives the id under which it is known from now on.
+    ///
+    /// One attempt. A dropped future leaves it open whether it was carried out.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetError`], which knows whether another attempt makes sense.
+    pub async fn register(&self, asset: &RegisterAsset) -> Result<AssetId, AssetError> {
+        const CALL: &str = "RegisterAsset";
+        let answer: proto::RegisterAssetResponse = self
+            .call(
+                CALL,
+                &asset.tenant_id,
+                &asset.customer_id,
+                message(asset).map_err(|kind| AssetError::new(CALL, kind))?,
+            )
+            .await
+            .map_err(|kind| AssetError::new(CALL, kind))?;
+        let id = answer.asset.map(|asset| asset.id).unwrap_or_default();
+        let id = asset_id(id).map_err(|kind| AssetError::new(CALL, kind))?;
+        tracing::debug!(asset.id = %id, build.id = %asset.build_id, "Registered");
+        Ok(id)
+    }
+
+    async fn call<M, R>(
+        &self,
+        method: &'static str,
+        tenant_id: &str,
+        customer_id: &str,
+        message: M,
+    ) -> Result<R, AssetErrorKind>
+    where
+        M: prost::Message + 'static,
+        R: prost::Message + Default + 'static,
+    {
+        let path = format!("/{}/{method}", self.config.service);
+        let path =
+            PathAndQuery::try_from(path).map_err(|_| AssetErrorKind::InvalidInput { field: "service" })?;
+        let headers = MetadataMap::from_headers(headers(tenant_id, customer_id)?);
+        let mut request = Request::from_parts(headers, Extensions::default(), message);
+        request.set_timeout(self.config.timeout);
+
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+        let started = Instant::now();
+        let answered = timeout(self.config.timeout, async {
+            grpc.ready().await.map_err(|error| AssetErrorKind::Unavailable {
+                message: chain(&error),
+            })?;
+            let answer = grpc.unary(request, path, ProstCodec::default()).await;
+            answer.map_err(|status| {
+                // Client and server both watch the deadline that the request carries; tonic says CANCELLED then.
+                let late = status.code() == Code::Cancelled && started.elapsed() >= self.config.timeout;
+                if late {
+                    self.timed_out()
+                } else {
+                    self.kind_of(&status)
+                }
+            })
+        });
+        match answered.await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(AssetErrorKind::Timeout {
+                timeout: self.config.timeout,
+            }),
+        }
+    }
+
+    fn timed_out(&self) -> AssetErrorKind {
+        AssetErrorKind::Timeout {
+            timeout: self.config.timeout,
+        }
+    }
+
+    fn kind_of(&self, status: &Status) -> AssetErrorKind {
+        let message = clean(status.message());
+        match status.code() {
+            Code::Unavailable => {
+                // A connection that cannot be made is told in the sources.
+                let message = status.source().map_or(message, chain);
+                AssetErrorKind::Unavailable { message }
+            }
+            Code::DeadlineExceeded => AssetErrorKind::Timeout {
+                timeout: self.config.timeout,
+            },
+            Code::AlreadyExists => AssetErrorKind::AlreadyExists { message },
+            code @ (Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Internal
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Ok) => AssetErrorKind::Failed {
+                code: name_of(code),
+                message,
+            },
+            code => AssetErrorKind::Refused {
+                code: name_of(code),
+                message,
+            },
+        }
+    }
+}
+
+impl fmt::Debug for AssetClient {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("AssetClient")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetErrorKind> {
+    let size_bytes =
+        i64::try_from(asset.size_bytes).map_err(|_| AssetErrorKind::InvalidInput { field: "size_bytes" })?;
+    let kind = match asset.kind {
+        AssetKind::Kernel => proto::AssetType::Kernel,
+        AssetKind::Rootfs => proto::AssetType::Rootfs,
+        AssetKind::Initrd => proto::AssetType::Initrd,
+        AssetKind::DiskImage => proto::AssetType::DiskImage,
+    };
+    let backend = match asset.backend {
+        StorageBackend::Local => proto::StorageBackend::Local,
+        StorageBackend::S3 => proto::StorageBackend::S3,
+        StorageBackend::Http => proto::StorageBackend::Http,
+        StorageBackend::Nfs => proto::StorageBackend::Nfs,
+    };
+    Ok(proto::RegisterAssetRequest {
+        name: asset.name.clone(),
+        r#type: kind.into(),
+        backend: backend.into(),
+        location: asset.location.clone(),
+        size_bytes,
+        checksum: asset.checksum.clone(),
+        labels: asset.labels.clone().into_iter().collect(),
+        created_by: asset.created_by.clone(),
+        build_id: asset.build_id.clone(),
+        source_image: asset.source_image.clone(),
+        id: asset.suggested_id.clone().unwrap_or_default(),
+    })
+}
+
+/// A customer is free text: any UTF-8 goes into a header but control characters, which could end it.
+fn headers(tenant_id: &str, customer_id: &str) -> Result<HeaderMap, AssetErrorKind> {
+    let mut headers = HeaderMap::new();
+    let pairs = [
+        ("tenant_id", "x-tenant-id", tenant_id),
+        ("customer_id", "x-customer-id", customer_id),
+    ];
+    for (field, name, value) in pairs {
+        if !value.is_empty() {
+            let value = HeaderValue::from_bytes(value.as_bytes());
+            let value = value.map_err(|_| AssetErrorKind::InvalidInput { field })?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    Ok(headers)
+}
+
+fn asset_id(id: String) -> Result<AssetId, AssetErrorKind> {
+    let wrong = |reason| Err(AssetErrorKind::Protocol { reason });
+    if id.is_empty() {
+        return wrong("the asset has no id");
+    }
+    if id.len() > LONGEST_ID || id.chars().any(char::is_control) {
+        return wrong("the asset's id is too long or holds control characters");
+    }
+    Ok(AssetId(id))
+}
+
+/// An error and its sources in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    // Chains are a handful of errors long.
+    for _ in 0..8 {
+        let Some(error) = next else { break };
+        let part = error.to_string();
+        // Some errors repeat their source in their own text.
+        if !text.ends_with(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+        next = error.source();
+    }
+    clean(&text)
+}
+
+fn clean(message: &str) -> String {
+    message
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST_MESSAGE)
+        .collect()
+}
+
+/// The code's name in gRPC.
+fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests;

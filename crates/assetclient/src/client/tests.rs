@@ -1,0 +1,391 @@
+//! Against a real server on loopback, under both names.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Response, Streaming, transport::Server};
+
+use super::*;
+use crate::{asset::FinishedImage, config::ServiceName};
+
+#[allow(
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated"
+)]
+mod asset_v1 {
+    include!(concat!(env!("OUT_DIR"), "/services/asset.v1.rs"));
+}
+
+#[allow(
+    unused_qualifications,
+    clippy::all,
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated"
+)]
+mod deploy {
+    include!(concat!(env!("OUT_DIR"), "/services/deploy.assetmanagerd.v1.rs"));
+}
+
+/// What the server answers.
+#[derive(Clone, Debug)]
+enum Answer {
+    Id(&'static str),
+    NoAsset,
+    Status(Code, &'static str),
+    Never,
+}
+
+/// One call as it arrived.
+#[derive(Clone, Debug)]
+struct Seen {
+    service: ServiceName,
+    headers: HashMap<String, String>,
+    request: proto::RegisterAssetRequest,
+}
+
+#[derive(Clone, Debug)]
+struct Fake {
+    answer: Answer,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Fake {
+    async fn answer(
+        &self,
+        service: ServiceName,
+        request: Request<proto::RegisterAssetRequest>,
+    ) -> Result<Response<proto::RegisterAssetResponse>, Status> {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = request.metadata().clone().into_headers();
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect();
+        self.seen.lock().unwrap().push(Seen {
+            service,
+            headers,
+            request: request.into_inner(),
+        });
+        match self.answer {
+            Answer::Id(id) => {
+                let asset = proto::Asset {
+                    id: id.to_owned(),
+                    ..proto::Asset::default()
+                };
+                Ok(Response::new(proto::RegisterAssetResponse { asset: Some(asset) }))
+            }
+            Answer::NoAsset => Ok(Response::new(proto::RegisterAssetResponse { asset: None })),
+            Answer::Status(code, message) => Err(Status::new(code, message)),
+            Answer::Never => {
+                Notify::new().notified().await;
+                Err(Status::unknown("never"))
+            }
+        }
+    }
+}
+
+/// The same service under either name; the client calls nothing but `RegisterAsset`.
+macro_rules! serve {
+    ($module:ident, $name:expr) => {
+        #[tonic::async_trait]
+        impl $module::asset_manager_service_server::AssetManagerService for Fake {
+            async fn register_asset(
+                &self,
+                request: Request<proto::RegisterAssetRequest>,
+            ) -> Result<Response<proto::RegisterAssetResponse>, Status> {
+                self.answer($name, request).await
+            }
+
+            async fn upload_asset(
+                &self,
+                _: Request<Streaming<proto::UploadAssetRequest>>,
+            ) -> Result<Response<proto::UploadAssetResponse>, Status> {
+                Err(Status::unimplemented("not called"))
+            }
+
+            async fn get_asset(
+                &self,
+                _: Request<proto::GetAssetRequest>,
+            ) -> Result<Response<proto::GetAssetResponse>, Status> {
+                Err(Status::unimplemented("not called"))
+            }
+
+            async fn delete_asset(
+                &self,
+                _: Request<proto::DeleteAssetRequest>,
+            ) -> Result<Response<proto::DeleteAssetResponse>, Status> {
+                Err(Status::unimplemented("not called"))
+            }
+        }
+    };
+}
+
+serve!(asset_v1, ServiceName::AssetV1);
+serve!(deploy, ServiceName::DeployAssetmanagerdV1);
+
+/// A server that ends with the test's runtime.
+async fn start(answer: Answer) -> (SocketAddr, Arc<Mutex<Vec<Seen>>>) {
+    let fake = Fake {
+        answer,
+        seen: Arc::default(),
+    };
+    let seen = Arc::clone(&fake.seen);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::builder()
+        .add_service(asset_v1::asset_manager_service_server::AssetManagerServiceServer::new(fake.clone()))
+        .add_service(deploy::asset_manager_service_server::AssetManagerServiceServer::new(fake))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    (address, seen)
+}
+
+fn client(address: SocketAddr) -> AssetClient {
+    AssetClient::connect_lazy(Config::new(format!("http://{address}"))).unwrap()
+}
+
+fn asset() -> RegisterAsset {
+    RegisterAsset::of_image(FinishedImage {
+        tenant_id: "acme".to_owned(),
+        customer_id: "Müller & Söhne".to_owned(),
+        build_id: "build-1".to_owned(),
+        name: "web".to_owned(),
+        source_image: "nginx:1.21-alpine".to_owned(),
+        backend: StorageBackend::S3,
+        location: "acme/build-1.ext4".to_owned(),
+        size_bytes: 5_000_000_000,
+        checksum: "abcd".to_owned(),
+        suggested_id: "my-id".to_owned(),
+    })
+}
+
+#[tokio::test]
+async fn an_image_is_registered_under_either_name_of_the_service() {
+    for service in [ServiceName::AssetV1, ServiceName::DeployAssetmanagerdV1] {
+        let (address, seen) = start(Answer::Id("asset-7")).await;
+        let config = Config {
+            service,
+            ..Config::new(format!("http://{address}"))
+        };
+        let client = AssetClient::connect_lazy(config).unwrap();
+        assert_eq!(client.register(&asset()).await.unwrap().as_str(), "asset-7");
+
+        let seen = seen.lock().unwrap();
+        let [call] = &seen[..] else { panic!("{seen:?}") };
+        assert_eq!(call.service, service);
+        assert_eq!(call.headers["x-tenant-id"], "acme");
+        assert_eq!(call.headers["x-customer-id"], "Müller & Söhne");
+        assert_eq!(call.headers["grpc-timeout"], "10000000u");
+        let labels = [
+            ("source_type", "docker"),
+            ("tenant_id", "acme"),
+            ("customer_id", "Müller & Söhne"),
+            ("docker_image", "nginx:1.21-alpine"),
+            ("build_id", "build-1"),
+            ("created_by", "builderd"),
+        ];
+        let expected = proto::RegisterAssetRequest {
+            name: "web".into(),
+            r#type: 2,
+            backend: 2,
+            location: "acme/build-1.ext4".into(),
+            size_bytes: 5_000_000_000,
+            checksum: "abcd".into(),
+            labels: labels
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            created_by: "builderd".into(),
+            build_id: "build-1".into(),
+            source_image: "nginx:1.21-alpine".into(),
+            id: "my-id".into(),
+        };
+        assert_eq!(call.request, expected);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_given_is_not_sent() {
+    let (address, seen) = start(Answer::Id("asset-7")).await;
+    let image = FinishedImage {
+        tenant_id: "acme".into(),
+        build_id: "build-1".into(),
+        ..FinishedImage::default()
+    };
+    client(address)
+        .register(&RegisterAsset::of_image(image))
+        .await
+        .unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(!seen[0].headers.contains_key("x-customer-id"));
+    assert_eq!(
+        (seen[0].request.id.as_str(), seen[0].request.name.as_str()),
+        ("", "build-1")
+    );
+}
+
+#[tokio::test]
+async fn a_failure_says_whether_another_attempt_makes_sense() {
+    let cases = [
+        (
+            Code::Unavailable,
+            true,
+            "assetmanagerd is not available: busy now",
+        ),
+        (
+            Code::ResourceExhausted,
+            true,
+            "assetmanagerd failed with RESOURCE_EXHAUSTED: busy now",
+        ),
+        (
+            Code::Internal,
+            true,
+            "assetmanagerd failed with INTERNAL: busy now",
+        ),
+        (Code::DeadlineExceeded, true, "no answer within 10s"),
+        (Code::AlreadyExists, false, "the asset exists: busy now"),
+        (
+            Code::InvalidArgument,
+            false,
+            "assetmanagerd refused with INVALID_ARGUMENT: busy now",
+        ),
+        (
+            Code::PermissionDenied,
+            false,
+            "assetmanagerd refused with PERMISSION_DENIED: busy now",
+        ),
+        (
+            Code::Unimplemented,
+            false,
+            "assetmanagerd refused with UNIMPLEMENTED: busy now",
+        ),
+    ];
+    for (code, retryable, expected) in cases {
+        let (address, _) = start(Answer::Status(code, "busy\nnow")).await;
+        let error = client(address).register(&asset()).await.unwrap_err();
+        assert_eq!(error.to_string(), "RegisterAsset of assetmanagerd failed");
+        assert_eq!(
+            (error.kind().to_string().as_str(), error.is_retryable()),
+            (expected, retryable)
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_usable_id_is_an_error() {
+    for answer in [Answer::NoAsset, Answer::Id(""), Answer::Id("a\nb")] {
+        let (address, _) = start(answer.clone()).await;
+        let error = client(address).register(&asset()).await.unwrap_err();
+        assert!(
+            matches!(error.kind(), AssetErrorKind::Protocol { .. }),
+            "{answer:?}: {error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_up() {
+    let (address, _) = start(Answer::Never).await;
+    let timeout = Duration::from_millis(200);
+    let config = Config {
+        timeout,
+        ..Config::new(format!("http://{address}"))
+    };
+    let error = AssetClient::connect_lazy(config)
+        .unwrap()
+        .register(&asset())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), &AssetErrorKind::Timeout { timeout });
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let timeout = Duration::from_millis(200);
+    let config = Config {
+        timeout,
+        ..Config::new(format!("http://{address}"))
+    };
+    let error = AssetClient::connect_lazy(config)
+        .unwrap()
+        .register(&asset())
+        .await
+        .unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_client_recovers_when_its_server_comes_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let client = client(address);
+    let error = client.register(&asset()).await.unwrap_err();
+    assert!(
+        matches!(error.kind(), AssetErrorKind::Unavailable { .. }) && error.is_retryable(),
+        "{error:?}"
+    );
+
+    let Ok(listener) = TcpListener::bind(address).await else {
+        println!("skipped: the port was taken in the meantime");
+        return;
+    };
+    let fake = Fake {
+        answer: Answer::Id("asset-7"),
+        seen: Arc::default(),
+    };
+    let service = asset_v1::asset_manager_service_server::AssetManagerServiceServer::new(fake);
+    tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    assert_eq!(client.register(&asset()).await.unwrap().as_str(), "asset-7");
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_refused_before_the_call() {
+    let (address, seen) = start(Answer::Id("asset-7")).await;
+    let cases = [
+        (
+            "tenant_id",
+            RegisterAsset {
+                tenant_id: "a\r\nx-admin: 1".into(),
+                ..asset()
+            },
+        ),
+        (
+            "customer_id",
+            RegisterAsset {
+                customer_id: "a\0b".into(),
+                ..asset()
+            },
+        ),
+        (
+            "size_bytes",
+            RegisterAsset {
+                size_bytes: u64::MAX,
+                ..asset()
+            },
+        ),
+    ];
+    for (field, asset) in cases {
+        let error = client(address).register(&asset).await.unwrap_err();
+        assert_eq!(error.kind(), &AssetErrorKind::InvalidInput { field });
+        assert!(!error.is_retryable());
+    }
+    assert!(seen.lock().unwrap().is_empty());
+}
