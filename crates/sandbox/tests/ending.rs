@@ -175,7 +175,10 @@ fn living_members(group: u32) -> Vec<String> {
         .args(["-e", "-o", "pgid=,pid=,stat="])
         .output();
     let Ok(output) = output else {
-        assert!(std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(), "ps is not here");
+        assert!(
+            std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(),
+            "ps is not here"
+        );
         println!("skipped: ps is not here");
         return Vec::new();
     };
