@@ -75,10 +75,7 @@ impl Context {
         ]);
         // A target of its own and its name on the command line keep the flags away from build scripts.
         cargo.args(["--target", host]).env("CARGO_TARGET_DIR", &target);
-        cargo.env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C relocation-model=static",
-        );
+        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
         cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
         run(&mut cargo)?;
         Ok(target.join(host).join("release").join(name))

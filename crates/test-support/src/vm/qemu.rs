@@ -107,7 +107,12 @@ impl RunningVm {
     /// Blocks until the serial console has shown `text`; `false` when the machine ended or its time was up before.
     #[must_use]
     pub fn wait_for(&self, text: &str) -> bool {
-        let limit = self.deadline.saturating_duration_since(Instant::now());
+        self.wait_for_within(text, self.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// As [`wait_for`](Self::wait_for), for a shorter time than the machine has.
+    #[must_use]
+    pub fn wait_for_within(&self, text: &str, limit: Duration) -> bool {
         let found = |shown: &Shown| self::text(&shown.bytes).contains(text);
         let waited = self
             .console

@@ -1,0 +1,208 @@
+//! A real image through the daemon and Debian's registry, compared entry by entry with what another tool makes of the
+//! same layers, and booted.
+
+#![expect(clippy::unwrap_used, reason = "a test program")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use builderd::proto::BuildState;
+use builderd_e2e::{
+    api::Api,
+    check::{self, Mounted},
+    daemon::Daemon,
+    docker_registry::DockerRegistry,
+    parts,
+};
+use rootfs::listing::{Difference, Field, Listing};
+use tempfile::TempDir;
+use test_support::{
+    lab::{self, Missing},
+    vm::{BootOptions, VmRig},
+};
+
+/// What builderd adds to an image that is to boot.
+const ADDED: [&str; 3] = ["/container.cmd", "/container.env", "/usr/bin/metald-init"];
+
+/// Directories whose modification time follows from what is added to them.
+const HOLDS_ADDED: [&str; 2] = ["/", "/usr/bin"];
+
+/// A finished image, and what has to live as long.
+struct Built {
+    image: PathBuf,
+    _state: TempDir,
+}
+
+/// Has a daemon build an image of the lab, from Debian's registry.
+async fn built(layout: &Path, format: &str) -> Built {
+    let registry = DockerRegistry::start().unwrap();
+    let reference = registry.push(layout, "site/image", format).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&parts::builderd().unwrap(), state.path(), &[]).unwrap();
+    let api = Api::new(daemon.address()).unwrap();
+    let build_id = api.create(&reference).await.unwrap();
+    let build = api.finish(&build_id, |_| {}).await.unwrap();
+    assert_eq!(
+        build.state(),
+        BuildState::Completed,
+        "{}\n{}",
+        build.error_message,
+        daemon.log()
+    );
+    let image = PathBuf::from(&build.rootfs_path);
+    assert_eq!(check::sha256(&image).unwrap(), build.rootfs_checksum);
+    check::e2fsck(&image).unwrap();
+    Built { image, _state: state }
+}
+
+/// What every test here needs.
+fn layout(name: &str) -> Result<PathBuf, Missing> {
+    parts::root()?;
+    parts::builderd()?;
+    for (program, package) in [
+        ("docker-registry", "docker-registry"),
+        ("skopeo", "skopeo"),
+        ("umoci", "umoci"),
+    ] {
+        lab::program(program, package)?;
+    }
+    parts::lab_image(name)
+}
+
+/// Whether it is clear why the two differ.
+fn is_explained(difference: &Difference) -> bool {
+    let path = String::from_utf8_lossy(&difference.path);
+    match &difference.field {
+        // The left side is ours.
+        None => difference.right.is_none() && (ADDED.contains(&&*path) || path == "/lost+found"),
+        Some(Field::ModificationTime) => HOLDS_ADDED.contains(&&*path),
+        Some(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_of_a_server_holds_what_its_layers_say_and_boots() {
+    let layout = match layout("nginx") {
+        Ok(layout) => layout,
+        Err(missing) => return lab::skip(missing),
+    };
+    let built = built(&layout, "oci").await;
+
+    let bundle = tempfile::tempdir().unwrap();
+    let bundle = bundle.path().join("bundle");
+    check::run(
+        Command::new("umoci")
+            .arg("unpack")
+            .arg("--image")
+            .arg(format!("{}:1", layout.display()))
+            .arg(&bundle),
+    )
+    .unwrap();
+    let theirs = Listing::of_directory(&bundle.join("rootfs")).unwrap();
+    let ours = {
+        let mounted = Mounted::image(&built.image).unwrap();
+        Listing::of_directory(mounted.path()).unwrap()
+    };
+    assert!(
+        theirs.lines.len() > 5000,
+        "a whole distribution, not {} entries",
+        theirs.lines.len()
+    );
+    let unexplained: Vec<String> = ours
+        .differences(&theirs)
+        .iter()
+        .filter(|difference| !is_explained(difference))
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        unexplained.is_empty(),
+        "{} differences:\n{}",
+        unexplained.len(),
+        unexplained.join("\n")
+    );
+    for path in ADDED {
+        assert!(ours.lines.contains_key(path.as_bytes()), "{path} is missing");
+    }
+
+    let rig = match VmRig::find() {
+        Ok(rig) => rig,
+        Err(missing) => return lab::skip(missing),
+    };
+    let vm = rig.start(&built.image, &BootOptions::default()).unwrap();
+    assert!(
+        vm.wait_for("start worker process"),
+        "nginx does not run:\n{}",
+        vm.serial()
+    );
+    vm.send_ctrl_alt_delete().unwrap();
+    let boot = vm.wait().unwrap();
+    // SIGQUIT is the image's STOPSIGNAL, on which nginx ends in order.
+    for expected in [
+        "gracefully shutting down",
+        "guest-init: command exited with code 0",
+    ] {
+        assert!(
+            boot.serial.contains(expected),
+            "{expected:?} is missing:\n{}",
+            boot.serial
+        );
+    }
+    assert!(boot.ended_by_itself, "{}", boot.serial);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tiny_image_says_hello_from_every_kind_of_manifest() {
+    let layout = match layout("tiny") {
+        Ok(layout) => layout,
+        Err(missing) => return lab::skip(missing),
+    };
+    let rig = match VmRig::find() {
+        Ok(rig) => rig,
+        Err(missing) => return lab::skip(missing),
+    };
+    for format in ["oci", "v2s2"] {
+        let built = built(&layout, format).await;
+        let boot = rig.boot(&built.image, &BootOptions::default()).unwrap();
+        for expected in ["tiny says hello", "guest-init: command exited with code 0"] {
+            assert!(
+                boot.serial.contains(expected),
+                "{format}: {expected:?} is missing:\n{}",
+                boot.serial
+            );
+        }
+        assert!(boot.ended_by_itself, "{format}: {}", boot.serial);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distribution_runs_its_command() {
+    let layout = match layout("debian") {
+        Ok(layout) => layout,
+        Err(missing) => return lab::skip(missing),
+    };
+    let rig = match VmRig::find() {
+        Ok(rig) => rig,
+        Err(missing) => return lab::skip(missing),
+    };
+    let built = built(&layout, "v2s2").await;
+    // What the kernel's command line says goes before what the image says.
+    for (command, expected) in [
+        (&[][..], "Debian GNU/Linux 12 (bookworm) says hello"),
+        (&["/usr/bin/printenv", "EXTRA"][..], "said-by-the-kernel"),
+    ] {
+        let options = BootOptions {
+            kernel_arguments: vec!["env.EXTRA=said-by-the-kernel".into()],
+            command: command.iter().map(ToString::to_string).collect(),
+            ..BootOptions::default()
+        };
+        let boot = rig.boot(&built.image, &options).unwrap();
+        assert!(
+            boot.serial.contains(expected),
+            "{expected:?} is missing:\n{}",
+            boot.serial
+        );
+        assert!(boot.ended_by_itself, "{}", boot.serial);
+    }
+}
