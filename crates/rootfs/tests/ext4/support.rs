@@ -10,7 +10,7 @@ use std::{
 use rootfs::{
     InodeId, Metadata, Timestamp, Tree,
     ext4::{Native, Plan, plan},
-    image::{ImageBackend, ImageOptions, ImageSummary, Profile},
+    image::{ImageBackend, ImageOptions, Profile},
     layer::BodyExtent,
     pack::{Pack, PackId, Packs},
     tree::{Content, FileContent},
@@ -130,10 +130,6 @@ impl Fixture {
         assert_eq!(summary.size_bytes, plan.size_bytes());
         assert_eq!(image.file.metadata().unwrap().len(), plan.size_bytes());
         image.check();
-        let image = Image {
-            summary: Some(summary),
-            ..image
-        };
         assert_eq!(
             image.superblock_u32(0x10),
             u32::try_from(plan.free_inodes()).unwrap()
@@ -149,7 +145,6 @@ impl Fixture {
 pub(crate) struct Image {
     directory: tempfile::TempDir,
     pub(crate) file: File,
-    pub(crate) summary: Option<ImageSummary>,
 }
 
 impl Image {
@@ -161,11 +156,7 @@ impl Image {
             .create_new(true)
             .open(directory.path().join("image.ext4"))
             .unwrap();
-        Self {
-            directory,
-            file,
-            summary: None,
-        }
+        Self { directory, file }
     }
 
     pub(crate) fn path(&self) -> PathBuf {

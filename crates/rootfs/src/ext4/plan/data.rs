@@ -249,7 +249,9 @@ mod tests {
 
     #[test]
     fn blocks_keep_their_place_within_a_chunk() {
-        let cases: [(&str, &[(u64, u64)], &[u64], u64); 7] = [
+        /// Name, runs as first block and length, expected places, expected end.
+        type Case = (&'static str, &'static [(u64, u64)], &'static [u64], u64);
+        let cases: [Case; 7] = [
             (
                 "a whole pack",
                 &[(0, 100), (100, 300), (400, 1)],
