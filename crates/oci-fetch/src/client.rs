@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::auth::{Authenticator, Identity};
 use crate::blob::{Blob, Download, Job, mismatch};
@@ -19,6 +20,7 @@ use crate::local::{self, LocalBlob};
 use crate::manifest::{self, Document, Manifest};
 use crate::net::Transport;
 use crate::net::route::Route;
+use crate::net::slots::FairSemaphore;
 use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::reference::Reference;
@@ -43,7 +45,9 @@ struct Shared {
     authenticator: Arc<Authenticator>,
     cache: Arc<Cache>,
     jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
-    running_jobs: Arc<Semaphore>,
+    running_jobs: Arc<FairSemaphore>,
+    /// Mirrors that could not be reached, and until when they are left out.
+    mirrors_down: Mutex<HashMap<String, Instant>>,
 }
 
 /// Downloads are shared within a registry only: that one registry has a blob says nothing about another's users.
@@ -63,7 +67,7 @@ impl Client {
         let cache = Arc::new(Cache::open(&config)?);
         let policies = Arc::from([config.policy.clone()]);
         let max_image_size_bytes = config.max_image_size_bytes;
-        let running_jobs = Arc::new(Semaphore::new(config.connections_total));
+        let running_jobs = Arc::new(FairSemaphore::new(config.connections_total));
         let transport = Arc::new(Transport::new(Arc::new(config))?);
         Ok(Self {
             shared: Arc::new(Shared {
@@ -72,6 +76,7 @@ impl Client {
                 cache,
                 jobs: Mutex::default(),
                 running_jobs,
+                mirrors_down: Mutex::default(),
             }),
             policies,
             max_image_size_bytes,
@@ -138,15 +143,70 @@ impl Client {
                 "registry {registry} is not among the allowed ones"
             )));
         }
-        let session = Arc::new(Session {
-            transport: Arc::clone(&self.shared.transport),
-            authenticator: Arc::clone(&self.shared.authenticator),
-            route: Route::new(registry, self.shared.transport.config())?,
-            repository: reference.repository().to_owned(),
-            identity: Identity::new(&context.isolation_key, context.credentials.as_ref()),
-        });
-        let (manifest_digest, manifest_bytes, manifest) =
-            find_manifest(&session, reference, platform).await?;
+        let sessions = self.sessions(reference, context)?;
+        let mut last = FetchError::transient(format!("no mirror of registry {registry} can be reached"));
+        for (index, session) in sessions.iter().enumerate() {
+            match self
+                .resolve_by(session, reference, platform, &sessions[index..])
+                .await
+            {
+                Ok(image) => return Ok(image),
+                Err(error) if session.route.is_mirror() && is_worth_asking_others(&error) => {
+                    tracing::info!(mirror = session.route.registry, %error, "Mirror does not have the image");
+                    if *error.kind() == FetchErrorKind::Transient {
+                        self.shared.leave_out_mirror(&session.route.registry);
+                    }
+                    last = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The ways to the image, in the order of asking: the mirrors of its registry, then the registry.
+    fn sessions(
+        &self,
+        reference: &Reference,
+        context: &PullContext,
+    ) -> Result<Vec<Arc<Session>>, FetchError> {
+        let registry = reference.registry();
+        let config = self.shared.transport.config();
+        let session = |route, identity| {
+            Arc::new(Session {
+                transport: Arc::clone(&self.shared.transport),
+                authenticator: Arc::clone(&self.shared.authenticator),
+                route,
+                registry: registry.to_owned(),
+                repository: reference.repository().to_owned(),
+                identity,
+            })
+        };
+        let mut sessions = Vec::new();
+        let mirrors = config.mirrors.get(registry);
+        for mirror in mirrors.iter().flat_map(|mirrors| &mirrors.hosts) {
+            if !self.shared.is_mirror_left_out(&mirror.host) {
+                // Anonymously: a mirror is not the party that the credentials are for.
+                let identity = Identity::new(&context.isolation_key, None);
+                sessions.push(session(Route::to_mirror(mirror, registry)?, identity));
+            }
+        }
+        if mirrors.is_none_or(|mirrors| !mirrors.without_fallback) {
+            let identity = Identity::new(&context.isolation_key, context.credentials.as_ref());
+            sessions.push(session(Route::new(registry, config)?, identity));
+        }
+        Ok(sessions)
+    }
+
+    /// Resolves by one way; `sessions` begins with it and becomes the image's access.
+    async fn resolve_by(
+        &self,
+        session: &Session,
+        reference: &Reference,
+        platform: &Platform,
+        sessions: &[Arc<Session>],
+    ) -> Result<Image, FetchError> {
+        let (manifest_digest, manifest_bytes, manifest) = find_manifest(session, reference, platform).await?;
         let (config_bytes, _) = session
             .described(&manifest.config, "blobs", "image config")
             .await?;
@@ -164,7 +224,7 @@ impl Client {
             manifest_bytes: manifest_bytes.into(),
             access: Arc::new(ImageAccess {
                 layers: layers.clone(),
-                origin: Origin::Registry(session),
+                origin: Origin::Registry(sessions.to_vec()),
             }),
             layers,
         })
@@ -201,26 +261,32 @@ impl Client {
                 let on_mismatch = mismatch(&digest);
                 Ok(Blob::unverified(digest, file, None, on_mismatch, |_| ()))
             }
-            Origin::Registry(session) => self.open_remote(session, descriptor).await,
+            Origin::Registry(sessions) => self.open_remote(sessions, descriptor).await,
         }
     }
 
-    async fn open_remote(&self, session: &Arc<Session>, layer: &LayerDescriptor) -> Result<Blob, FetchError> {
+    async fn open_remote(
+        &self,
+        sessions: &[Arc<Session>],
+        layer: &LayerDescriptor,
+    ) -> Result<Blob, FetchError> {
         let shared = &self.shared;
-        let registry = &session.route.registry;
+        let session = sessions
+            .first()
+            .ok_or_else(|| FetchError::invalid("image has no registry"))?;
         let key = JobKey {
-            registry: registry.clone(),
+            registry: session.registry.clone(),
             digest: layer.digest.clone(),
             size_bytes: layer.size_bytes,
         };
-        let source = format!("{registry} {}", session.repository);
-        let same_registry = format!("{registry} ");
+        let source = session.source();
+        let same_registry = format!("{} ", session.registry);
         let mut is_proven = false;
         loop {
             let lease = shared.cache.lease(&layer.digest);
             if let Some(job) = shared.running_job(&key) {
                 if is_proven || job.is_proven_for(&session.repository) {
-                    let download = job.join(Arc::clone(session));
+                    let download = job.join(sessions);
                     return Ok(Blob::downloading(
                         layer.digest.clone(),
                         layer.size_bytes,
@@ -247,7 +313,7 @@ impl Client {
                     }
                     // Not here, or known from elsewhere only: this registry has to show that it has the bytes.
                     _ => {
-                        if let Some(download) = shared.start_job(&key, session) {
+                        if let Some(download) = shared.start_job(&key, sessions) {
                             shared.cache.count(false);
                             return Ok(Blob::downloading(
                                 layer.digest.clone(),
@@ -262,7 +328,7 @@ impl Client {
                 }
             }
             // The bytes are at hand, but for another repository of this registry.
-            session.prove_blob(&layer.digest, layer.size_bytes).await?;
+            prove_blob(sessions, layer).await?;
             is_proven = true;
         }
     }
@@ -340,7 +406,7 @@ impl Shared {
     }
 
     /// `None` when there is one already.
-    fn start_job(&self, key: &JobKey, session: &Arc<Session>) -> Option<Download> {
+    fn start_job(&self, key: &JobKey, sessions: &[Arc<Session>]) -> Option<Download> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs
             .get(key)
@@ -353,13 +419,49 @@ impl Shared {
         let download = Job::start(
             Arc::clone(&self.cache),
             Arc::clone(&self.running_jobs),
-            Arc::clone(session),
+            sessions,
             key.digest.clone(),
             key.size_bytes,
         );
         jobs.insert(key.clone(), Arc::downgrade(download.job()));
         Some(download)
     }
+}
+
+/// How long a mirror that could not be reached is not asked again.
+const MIRROR_PAUSE: Duration = Duration::from_secs(30);
+
+impl Shared {
+    fn leave_out_mirror(&self, host: &str) {
+        let mut down = self.mirrors_down.lock().unwrap_or_else(PoisonError::into_inner);
+        down.insert(host.to_owned(), Instant::now() + MIRROR_PAUSE);
+    }
+
+    fn is_mirror_left_out(&self, host: &str) -> bool {
+        let down = self.mirrors_down.lock().unwrap_or_else(PoisonError::into_inner);
+        down.get(host).is_some_and(|until| *until > Instant::now())
+    }
+}
+
+/// Whether what a mirror could not do may still be done by another or by the registry: everything that does not lie in the
+/// image itself.
+fn is_worth_asking_others(error: &FetchError) -> bool {
+    !matches!(
+        error.kind(),
+        FetchErrorKind::Limit | FetchErrorKind::Unsupported | FetchErrorKind::InvalidInput
+    )
+}
+
+/// Asks each way in turn whether it shows the blob in the image's repository.
+async fn prove_blob(sessions: &[Arc<Session>], layer: &LayerDescriptor) -> Result<(), FetchError> {
+    let mut last = FetchError::invalid("image has no registry");
+    for session in sessions {
+        match session.prove_blob(&layer.digest, layer.size_bytes).await {
+            Ok(()) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// From a reference to the manifest of the image for the platform: its digest, its bytes, and what they say.

@@ -44,6 +44,21 @@ pub struct ClientConfig {
     pub(crate) user_agent: String,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) tls: BTreeMap<String, RegistryTls>,
+    pub(crate) mirrors: BTreeMap<String, Mirrors>,
+}
+
+/// Where to look for one registry's images before the registry itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Mirrors {
+    /// `https://host[:port]` or `http://host[:port]`, as `host[:port]` and whether it is plain.
+    pub(crate) hosts: Vec<Mirror>,
+    pub(crate) without_fallback: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Mirror {
+    pub(crate) host: String,
+    pub(crate) is_plain: bool,
 }
 
 /// Whether registries on this machine's loopback interface may be used: names `localhost`, `*.localhost`, `127.0.0.0/8`
@@ -128,6 +143,7 @@ impl ClientConfig {
             user_agent: concat!("oci-fetch/", env!("CARGO_PKG_VERSION")).to_owned(),
             resolver: Arc::new(SystemResolver),
             tls: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
         }
     }
 
@@ -264,6 +280,44 @@ impl ClientConfig {
             .entry(normalise_registry(registry)?)
             .or_default()
             .client_identity = Some(pem.into());
+        Ok(self)
+    }
+
+    /// Looks for this registry's images at a mirror (`https://host[:port]`, `http://host[:port]`, or `host[:port]` for
+    /// https) first; several calls name several mirrors, asked in that order.
+    ///
+    /// A mirror is asked anonymously, whatever credentials the caller has for the registry: they are never sent to it. The
+    /// name of the registry is passed in the query as `ns`. When a mirror lacks the image, fails, or breaks off in the middle
+    /// of a layer, the next one goes on, and the registry last. One that cannot be reached is left out for 30 seconds.
+    /// A mirror may be on a private or loopback address.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the registry is not `host[:port]`, or the mirror has a path or another scheme.
+    pub fn with_mirror(mut self, registry: &str, mirror: &str) -> Result<Self, FetchError> {
+        let (host, is_plain) = match (mirror.strip_prefix("https://"), mirror.strip_prefix("http://")) {
+            (Some(host), _) => (host, false),
+            (_, Some(host)) => (host, true),
+            (None, None) => (mirror, false),
+        };
+        let host = normalise_registry(host.strip_suffix('/').unwrap_or(host))
+            .map_err(|_| FetchError::invalid("registry mirror is not of the form https://host[:port]"))?;
+        self.mirrors
+            .entry(normalise_registry(registry)?)
+            .or_default()
+            .hosts
+            .push(Mirror { host, is_plain });
+        Ok(self)
+    }
+
+    /// Uses the mirrors of this registry only and never the registry itself.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the registry is not `host[:port]`.
+    pub fn without_mirror_fallback(mut self, registry: &str) -> Result<Self, FetchError> {
+        self.mirrors
+            .entry(normalise_registry(registry)?)
+            .or_default()
+            .without_fallback = true;
         Ok(self)
     }
 }

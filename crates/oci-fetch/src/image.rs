@@ -93,7 +93,8 @@ pub(crate) struct ImageAccess {
 }
 
 pub(crate) enum Origin {
-    Registry(Arc<crate::registry::Session>),
+    /// The mirror that had the image, those behind it, and the registry itself, in the order of asking.
+    Registry(Vec<Arc<crate::registry::Session>>),
     /// One file, offset and length per layer.
     Local(Vec<crate::local::LocalBlob>),
 }

@@ -19,6 +19,9 @@ pub(crate) struct Session {
     pub(crate) transport: Arc<Transport>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) route: Route,
+    /// The registry of the reference, under whose name the cache and the downloads know the blobs; `route` may lead to a
+    /// mirror of it.
+    pub(crate) registry: String,
     pub(crate) repository: String,
     pub(crate) identity: Identity,
 }
@@ -37,7 +40,17 @@ pub(crate) struct Ask<'a> {
 
 impl Session {
     pub(crate) fn attempts(&self) -> Attempts {
-        Attempts::new(self.transport.config().retry)
+        let mut policy = self.transport.config().retry;
+        if self.route.is_mirror() {
+            // Behind a mirror there is somebody else to ask.
+            policy.attempts = policy.attempts.min(2);
+        }
+        Attempts::new(policy)
+    }
+
+    /// What the cache notes as the source of a blob.
+    pub(crate) fn source(&self) -> String {
+        format!("{} {}", self.registry, self.repository)
     }
 
     /// Fetches a manifest by tag or digest: its bytes and the `Content-Type`.
@@ -145,6 +158,7 @@ impl Session {
                     .map(|authorization| authorization.header.clone()),
                 form: None,
                 traffic: ask.traffic,
+                party: &self.identity.isolation_key,
             };
             let answer = match self.transport.send(&self.route, &request).await {
                 Ok(answer) => answer,

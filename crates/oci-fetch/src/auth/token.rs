@@ -71,6 +71,7 @@ pub(super) async fn fetch(
             authorization,
             form,
             traffic: Traffic::Document,
+            party: &identity.isolation_key,
         };
         let asked_at = Instant::now();
         let answer = match transport.send(route, &request).await {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::Method;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
 use crate::net::response::Answer;
 use crate::net::retry::Attempts;
-use crate::net::slots::Traffic;
+use crate::net::slots::{FairSemaphore, Traffic};
 use crate::registry::{Ask, Session};
 
 /// Chunks on their way to the writer. A chunk is at most as large as the HTTP client's read buffer, some hundred KiB.
@@ -50,27 +50,43 @@ pub(crate) struct Download {
     access: u64,
 }
 
-/// By whose rights the job can be done. When one party's are withdrawn, another's are used.
+/// By whose rights, and by which ways, the job can be done. When one does not get through, the next is taken.
 #[derive(Default)]
 struct Accesses {
-    sessions: Mutex<Vec<(u64, Arc<Session>)>>,
+    sessions: Mutex<Vec<Access>>,
     next: AtomicU64,
+}
+
+struct Access {
+    /// Of one party's interest; a party with mirrors has several accesses of one number.
+    interest: u64,
+    session: Arc<Session>,
 }
 
 impl Job {
     /// Starts a download. `limit` bounds the jobs that run at one time, because each has a thread that writes.
     pub(crate) fn start(
         cache: Arc<Cache>,
-        limit: Arc<Semaphore>,
-        session: Arc<Session>,
+        limit: Arc<FairSemaphore>,
+        sessions: &[Arc<Session>],
         digest: Digest,
         size_bytes: u64,
     ) -> Download {
         let progress = Arc::new(Progress::new());
         let accesses = Arc::new(Accesses::default());
-        let repository = session.repository.clone();
-        let source = format!("{} {repository}", session.route.registry);
-        let access = accesses.add(session);
+        let source = sessions
+            .first()
+            .map(|session| session.source())
+            .unwrap_or_default();
+        let party = sessions
+            .first()
+            .map(|session| session.identity.isolation_key.clone())
+            .unwrap_or_default();
+        let proven = sessions
+            .iter()
+            .map(|session| session.repository.clone())
+            .collect();
+        let access = accesses.add(sessions);
         let fetcher = Fetcher {
             digest: digest.clone(),
             size_bytes,
@@ -78,7 +94,7 @@ impl Job {
             progress: Arc::clone(&progress),
             received_bytes: AtomicU64::new(0),
         };
-        let repositories = Mutex::new(BTreeSet::from([repository]));
+        let repositories = Mutex::new(proven);
         let job = Arc::new_cyclic(|job: &Weak<Self>| {
             let progress_of_writer = Arc::clone(&progress);
             let writer = Writer {
@@ -89,7 +105,7 @@ impl Job {
                 progress: progress_of_writer,
                 job: Weak::clone(job),
             };
-            let task = tokio::spawn(run(limit, fetcher, writer)).abort_handle();
+            let task = tokio::spawn(run(limit, party, fetcher, writer)).abort_handle();
             Self {
                 progress,
                 accesses,
@@ -114,12 +130,12 @@ impl Job {
     }
 
     /// Lets another party wait for the same bytes. The caller has proved that the session's repository holds the blob.
-    pub(crate) fn join(self: Arc<Self>, session: Arc<Session>) -> Download {
+    pub(crate) fn join(self: Arc<Self>, sessions: &[Arc<Session>]) -> Download {
         self.repositories
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(session.repository.clone());
-        let access = self.accesses.add(session);
+            .extend(sessions.iter().map(|session| session.repository.clone()));
+        let access = self.accesses.add(sessions);
         Download { job: self, access }
     }
 }
@@ -142,38 +158,53 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.job.accesses.remove(self.access);
+        self.job.accesses.remove_all_of(self.access);
     }
 }
 
 impl Accesses {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Arc<Session>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Access>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, session: Arc<Session>) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().push((number, session));
-        number
+    fn add(&self, sessions: &[Arc<Session>]) -> u64 {
+        let interest = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().extend(sessions.iter().map(|session| Access {
+            interest,
+            session: Arc::clone(session),
+        }));
+        interest
     }
 
-    fn remove(&self, number: u64) {
-        self.lock().retain(|(other, _)| *other != number);
+    fn remove_all_of(&self, interest: u64) {
+        self.lock().retain(|access| access.interest != interest);
     }
 
-    fn first(&self) -> Option<(u64, Arc<Session>)> {
-        self.lock()
-            .first()
-            .map(|(number, session)| (*number, Arc::clone(session)))
+    fn first(&self) -> Option<Arc<Session>> {
+        self.lock().first().map(|access| Arc::clone(&access.session))
+    }
+
+    /// Whether there is another way than this one, which has failed with the error and is not tried again.
+    ///
+    /// One party's rights may end, and a mirror may fail in any way; another's may still stand. What the registry itself
+    /// cannot do for one party, it cannot do for the others either.
+    fn leave(&self, failed: &Arc<Session>, error: &FetchError) -> bool {
+        let is_personal = matches!(
+            error.kind(),
+            FetchErrorKind::Unauthorized | FetchErrorKind::Denied | FetchErrorKind::NotFound
+        );
+        if !is_personal && !failed.route.is_mirror() {
+            return false;
+        }
+        let mut sessions = self.lock();
+        sessions.retain(|access| !Arc::ptr_eq(&access.session, failed));
+        !sessions.is_empty()
     }
 }
 
 /// The job's task. Aborted, it drops the channel to the writer, which then keeps the part and ends.
-async fn run(limit: Arc<Semaphore>, fetcher: Fetcher, writer: Writer) {
-    let _running = limit
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
+async fn run(limit: Arc<FairSemaphore>, party: String, fetcher: Fetcher, writer: Writer) {
+    let _running = limit.acquire(&party).await;
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let (started, starts) = oneshot::channel();
     let written = tokio::task::spawn_blocking(move || writer.run(started, receiver));
@@ -231,6 +262,8 @@ type Sender = mpsc::Sender<Message>;
 struct Stream {
     answer: Answer,
     registry: String,
+    /// By which way it came.
+    session: Arc<Session>,
     /// Where in the blob the body begins, and where it ends.
     start: u64,
     end: u64,
@@ -263,7 +296,7 @@ impl Fetcher {
         if position >= self.size_bytes {
             return Ok(());
         }
-        let (_, session) = self.accesses.first().ok_or_else(given_up)?;
+        let session = self.accesses.first().ok_or_else(given_up)?;
         let ranges = session.transport.config().ranges;
         let range_bytes = ranges.range_bytes.max(MIN_PROGRESS_BYTES);
         drop(session);
@@ -309,13 +342,14 @@ impl Fetcher {
                     ));
                 }
             };
+            let session = Arc::clone(&stream.session);
             let pumped = self.pump(stream, position, sender).await?;
             if pumped.position >= position + MIN_PROGRESS_BYTES {
                 attempts.reset();
             }
             position = pumped.position.max(position);
             if let Some(error) = pumped.broken {
-                attempts.pause(error, None).await?;
+                self.pause(&session, &mut attempts, error).await?;
             }
         }
         Ok(())
@@ -387,13 +421,14 @@ impl Fetcher {
                     Opened::Whole(_) | Opened::Unusable => return Err(RangeFailure::Unusable),
                 },
             };
+            let session = Arc::clone(&stream.session);
             let pumped = self.pump(stream, position, sender).await?;
             if pumped.position >= position + MIN_PROGRESS_BYTES {
                 attempts.reset();
             }
             position = pumped.position.max(position);
             if let Some(error) = pumped.broken {
-                attempts.pause(error, None).await?;
+                self.pause(&session, &mut attempts, error).await?;
             }
         }
         Ok(())
@@ -402,8 +437,24 @@ impl Fetcher {
     fn attempts(&self) -> Result<Attempts, FetchError> {
         self.accesses
             .first()
-            .map(|(_, session)| session.attempts())
+            .map(|session| session.attempts())
             .ok_or_else(given_up)
+    }
+
+    /// Waits before a broken body is gone on with, or leaves the way that it came by.
+    async fn pause(
+        &self,
+        session: &Arc<Session>,
+        attempts: &mut Attempts,
+        error: FetchError,
+    ) -> Result<(), FetchError> {
+        match attempts.pause(error, None).await {
+            Err(error) if self.accesses.leave(session, &error) => {
+                *attempts = self.attempts()?;
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Asks for the blob, or for a part of it up to but without the byte at the range's end.
@@ -418,28 +469,20 @@ impl Fetcher {
             what: "layer",
         };
         loop {
-            let (number, session) = self.accesses.first().ok_or_else(given_up)?;
+            let session = self.accesses.first().ok_or_else(given_up)?;
             let answer = match session.fetch(&ask, attempts).await {
                 Ok(answer) => answer,
-                Err(error) => {
-                    let is_personal = matches!(
-                        error.kind(),
-                        FetchErrorKind::Unauthorized | FetchErrorKind::Denied | FetchErrorKind::NotFound
-                    );
-                    // One party's rights have ended. Those of the others, if there are any, may still stand.
-                    if is_personal {
-                        self.accesses.remove(number);
-                        if self.accesses.first().is_some() {
-                            continue;
-                        }
-                    }
-                    return Err(error);
+                Err(error) if self.accesses.leave(&session, &error) => {
+                    *attempts = self.attempts()?;
+                    continue;
                 }
+                Err(error) => return Err(error),
             };
             answer.check_encoding(&session.route.registry)?;
             let stream = |answer, start, end| Stream {
                 answer,
                 registry: session.route.registry.clone(),
+                session: Arc::clone(&session),
                 start,
                 end,
                 no_progress: session.transport.config().timeouts.no_progress,

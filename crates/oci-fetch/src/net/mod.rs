@@ -42,6 +42,8 @@ pub(crate) struct Request<'a> {
     /// The body of a form `POST`, which is never redirected.
     pub(crate) form: Option<String>,
     pub(crate) traffic: Traffic,
+    /// The isolation key of the party that asks; slots are shared out fairly between parties.
+    pub(crate) party: &'a str,
 }
 
 /// All connections of a client.
@@ -85,7 +87,10 @@ impl Transport {
     ///
     /// A dropped future closes the connection that it was using.
     pub(crate) async fn send(&self, route: &Route, request: &Request<'_>) -> Result<Answer, FetchError> {
-        let slot = self.slots.acquire(request.url, request.traffic).await;
+        let slot = self
+            .slots
+            .acquire(request.url, request.traffic, request.party)
+            .await;
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let reach = route.admit(&url)?;

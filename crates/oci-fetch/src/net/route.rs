@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
-use crate::config::{ClientConfig, Loopback};
+use crate::config::{ClientConfig, Loopback, Mirror};
 use crate::error::FetchError;
 use crate::net::address::Reach;
 use crate::reference::DOCKER_HUB;
@@ -14,8 +14,10 @@ const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
 #[derive(Debug)]
 pub(crate) struct Route {
-    /// The registry's name as in references.
+    /// The registry's name as in references; of a mirror, the mirror's own.
     pub(crate) registry: String,
+    /// Whose images a mirror is asked for.
+    namespace: Option<String>,
     /// `https://host[:port]/`
     pub(crate) base: Url,
     /// Whether this registry is used without TLS.
@@ -55,6 +57,7 @@ impl Route {
         };
         Ok(Self {
             registry: registry.to_owned(),
+            namespace: None,
             base,
             is_plain,
             home,
@@ -62,11 +65,39 @@ impl Route {
         })
     }
 
+    /// The way to a mirror of a registry, which the operator has named.
+    pub(crate) fn to_mirror(mirror: &Mirror, registry: &str) -> Result<Self, FetchError> {
+        let scheme = if mirror.is_plain { "http" } else { "https" };
+        let host = if mirror.host == DOCKER_HUB {
+            DOCKER_HUB_HOST
+        } else {
+            mirror.host.as_str()
+        };
+        Ok(Self {
+            registry: mirror.host.clone(),
+            namespace: Some(registry.to_owned()),
+            base: Url::parse(&format!("{scheme}://{host}/"))
+                .map_err(|_| FetchError::invalid("registry mirror does not make a URL"))?,
+            is_plain: mirror.is_plain,
+            home: Reach::Private,
+            elsewhere: Reach::Public,
+        })
+    }
+
+    pub(crate) fn is_mirror(&self) -> bool {
+        self.namespace.is_some()
+    }
+
     /// The URL of a path below `/v2/`; the parts come from validated types and need no escaping.
     pub(crate) fn url(&self, path: &str) -> Result<Url, FetchError> {
-        self.base
+        let mut url = self
+            .base
             .join(&format!("v2/{path}"))
-            .map_err(|_| FetchError::invalid("registry path does not make a URL"))
+            .map_err(|_| FetchError::invalid("registry path does not make a URL"))?;
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
     }
 
     /// Whether the URL is on the registry's own host, whatever the port.
