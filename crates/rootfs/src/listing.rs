@@ -44,7 +44,7 @@ pub type Line = BTreeMap<Field, String>;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
     /// `directory`, `file`, `symlink`, `character-device`, `block-device`, `fifo`; a host directory can also show
-    /// `socket`.
+    /// `socket`, and `nothing` for a name that leads nowhere.
     Kind,
     /// Permission bits in octal.
     Mode,

@@ -43,10 +43,14 @@
 //! | a hard link's own header | ignored | its owner, mode, time and attributes are given to the shared inode |
 //! | `.wh.` at the beginning of a component other than the last | an error | the entry is skipped |
 //!
-//! [`Mode::Docker`] is what users of Docker and containerd with an overlay file system see, except where that is the
-//! loss or the return of files: a whiteout that stands after a file of the same layer does not delete it or fail, a
-//! directory made anew after its whiteout does not show its old content, hard links to lower layers work, and a
-//! directory that only a whiteout's path mentions is not made.
+//! [`Mode::Docker`] is what users of Docker and containerd see with an overlay file system (`tests/differential`
+//! compares the two), but for what an overlay loses, brings back, refuses or makes up. In both modes:
+//!
+//! - a whiteout that stands after a file of the same layer neither deletes the file nor fails;
+//! - a directory that is made anew after its whiteout does not show its old content;
+//! - hard links to lower layers work, and link counts are those of the names that are there;
+//! - directories that only a whiteout's path mentions are not made, and none is dated to the time of the build;
+//! - a character device 0:0 hides nothing.
 //!
 //! Every entry for which the modes differ, or with which a layer breaks the specification, is named by a [`Note`] in
 //! the [`Report`].

@@ -90,7 +90,11 @@ fn entry_line(
     path: &[u8],
     names: &mut Names<(u64, u64)>,
 ) -> io::Result<Line> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        // An overlay file system can show the name of a whiteout that hides nothing.
+        Err(Errno::NOENT) => return Ok(Line::from([(Field::Kind, "nothing".to_owned())])),
+        other => other?,
+    };
     let mut line = metadata_line(&Metadata {
         mode: u16::try_from(stat.st_mode & 0o7777).expect("twelve bits"),
         uid: stat.st_uid,

@@ -2,7 +2,11 @@
 //!
 //! Needs root, loop devices and e2fsprogs; without them the tests say so and pass, unless `BUILDERD_REQUIRE_LAB=1`.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests say why they skip, and fail loudly"
+)]
 
 mod lab;
 
@@ -130,10 +134,7 @@ fn full_tree() -> (Tree, Packs) {
     // A file with holes at both ends and between, from a pack.
     let mut packs = Packs::new();
     let pack = packs.push(Pack::Memory(
-        (0..40_960_u32)
-            .map(|n| (n % 251 + 1) as u8)
-            .collect::<Vec<_>>()
-            .into(),
+        (1..=251_u8).cycle().take(40_960).collect::<Vec<_>>().into(),
     ));
     let body = Body {
         size: 5 << 20,
@@ -273,7 +274,7 @@ fn privileged_the_size_always_suffices() {
     let many_files = |count: u32, bytes: usize, name_length: usize| {
         let mut tree = Tree::new();
         for n in 0..count {
-            let path = format!("/{:0width$}", n, width = name_length);
+            let path = format!("/{n:0name_length$}");
             tree.put_file(
                 path.as_bytes(),
                 metadata(0o644),
