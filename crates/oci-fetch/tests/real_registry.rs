@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
 use common::*;
 use oci_fetch::{Client, ClientConfig, Digest, FetchErrorKind, Ranges};
 
@@ -442,4 +443,240 @@ async fn the_example_makes_a_layout_that_resolves() {
         pull_with(&client, &source, &as_tenant("t")).await.unwrap(),
         image.layers
     );
+}
+
+/// A token service for docker-registry: signs with a key of its own, by the openssl program.
+///
+/// Source: distribution, "Token Authentication Implementation".
+fn sign_token(directory: &Path, account: &str, scope: Option<&str>) -> String {
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let der = Command::new("openssl")
+        .args(["x509", "-in", "token.pem", "-outform", "DER"])
+        .current_dir(directory)
+        .output()
+        .unwrap()
+        .stdout;
+    let chain = base64::engine::general_purpose::STANDARD.encode(der);
+    let header = serde_json::json!({"typ": "JWT", "alg": "RS256", "x5c": [chain]});
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let access: Vec<_> = scope
+        .and_then(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'))
+        .map(|(name, actions)| {
+            serde_json::json!({"type": "repository", "name": name, "actions": actions.split(',').collect::<Vec<_>>()})
+        })
+        .into_iter()
+        .collect();
+    let claims = serde_json::json!({
+        "iss": "test-issuer", "sub": account, "aud": "test-service", "jti": "1",
+        "exp": now + 300, "nbf": now - 10, "iat": now - 10, "access": access,
+    });
+    let signed = format!(
+        "{}.{}",
+        encode(header.to_string().as_bytes()),
+        encode(claims.to_string().as_bytes())
+    );
+    std::fs::write(directory.join("claims"), &signed).unwrap();
+    let signature = Command::new("openssl")
+        .args(["dgst", "-sha256", "-sign", "token.key", "claims"])
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(
+        signature.status.success(),
+        "{}",
+        String::from_utf8_lossy(&signature.stderr)
+    );
+    format!("{signed}.{}", encode(&signature.stdout))
+}
+
+#[tokio::test]
+async fn token_authentication_with_an_own_signer() {
+    if !is_installed(PROGRAM) || !is_installed("/usr/bin/openssl") {
+        return;
+    }
+    let keys = tempfile::tempdir().unwrap();
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=tokens",
+        ])
+        .args(["-keyout", "token.key", "-out", "token.pem"])
+        .current_dir(keys.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    let place = keys.path().to_owned();
+    let service = Server::start(Store::default(), move |seen| {
+        let query: std::collections::HashMap<String, String> =
+            url::Url::parse(&format!("http://x{}", seen.path))
+                .unwrap()
+                .query_pairs()
+                .into_owned()
+                .collect();
+        if query.get("service").map(String::as_str) != Some("test-service") {
+            return Some(Reply::new(400));
+        }
+        let scope = query.get("scope").map(String::as_str);
+        // `private` is alice's, everything else is anybody's.
+        let is_alice = seen.authorization() == Some("Basic YWxpY2U6c2VjcmV0");
+        let is_private = scope.is_some_and(|scope| scope.starts_with("repository:private:"));
+        let granted = scope.filter(|_| is_alice || !is_private);
+        let token = sign_token(&place, if is_alice { "alice" } else { "" }, granted);
+        Some(Reply::ok(
+            "application/json",
+            serde_json::json!({"token": token, "expires_in": 300}).to_string(),
+        ))
+    })
+    .await;
+    let auth = format!(
+        "auth: {{token: {{realm: 'http://{}/token', service: test-service, issuer: test-issuer, rootcertbundle: {}/token.pem}}}}",
+        service.address,
+        keys.path().display()
+    );
+    let registry = start("", &auth, |_| ()).await;
+    let image = image();
+    for repository in ["public", "private"] {
+        let token = sign_token(
+            keys.path(),
+            "alice",
+            Some(&format!("repository:{repository}:pull,push")),
+        );
+        let mut headers = http::HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let pusher = reqwest::Client::builder()
+            .no_proxy()
+            .default_headers(headers)
+            .build()
+            .unwrap();
+        push(
+            &pusher,
+            &format!("http://{}", registry.address),
+            None,
+            repository,
+            &image,
+        )
+        .await;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(client(cache.path(), &registry.address)).unwrap();
+    let source = |repository: &str| format!("{}/{repository}:1", registry.address).parse().unwrap();
+    let pulled = pull_with(&client, &source("public"), &as_tenant("t")).await;
+    assert_eq!(pulled.unwrap(), image.layers);
+    let private = source("private");
+    assert_eq!(
+        kind(pull_with(&client, &private, &as_tenant("t")).await),
+        FetchErrorKind::Unauthorized
+    );
+    let alice = as_user("t", "alice", "secret");
+    assert_eq!(pull_with(&client, &private, &alice).await.unwrap(), image.layers);
+    assert_eq!(
+        kind(pull_with(&client, &private, &as_user("u", "bob", "x")).await),
+        FetchErrorKind::Unauthorized
+    );
+}
+
+/// A real, if small, gzip-compressed tar layer, and the digest of the tar.
+fn tar_layer(name: &str, content: &[u8]) -> (Vec<u8>, Digest) {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, name, content).unwrap();
+    let tar = builder.into_inner().unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &tar).unwrap();
+    (encoder.finish().unwrap(), Digest::sha256(&tar))
+}
+
+#[tokio::test]
+async fn what_skopeo_writes_is_the_same_image_in_every_form() {
+    if !is_installed(PROGRAM) || !is_installed("/usr/bin/skopeo") {
+        return;
+    }
+    let registry = start("", "", |_| ()).await;
+    let (layers, diff_ids): (Vec<_>, Vec<_>) = [
+        tar_layer("a", b"one"),
+        tar_layer("b", &noise(100_000, 3)),
+        tar_layer("a", b"one"),
+    ]
+    .into_iter()
+    .unzip();
+    let mut image = TestImage::new(&layers);
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64", "config": {"Cmd": ["/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids.iter().map(ToString::to_string).collect::<Vec<_>>()},
+    });
+    image.config = config.to_string().into_bytes();
+    let (digest, size) = (Digest::sha256(&image.config).to_string(), image.config.len());
+    image.edit(|manifest| {
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+    });
+    push(
+        &http(),
+        &format!("http://{}", registry.address),
+        None,
+        "app",
+        &image,
+    )
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().to_str().unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(client(cache.path(), &registry.address)).unwrap();
+    let source = format!("{}/app:1", registry.address).parse().unwrap();
+    let expected = resolve(&client, &source).await.unwrap();
+    for (form, is_compressed) in [
+        (format!("oci:{place}/layout:1"), true),
+        (format!("oci-archive:{place}/oci.tar:1"), true),
+        (
+            format!("docker-archive:{place}/docker.tar:example.com/app:1"),
+            false,
+        ),
+    ] {
+        let status = Command::new("skopeo")
+            .args([
+                "copy",
+                "-q",
+                "--src-tls-verify=false",
+                &format!("docker://{}/app:1", registry.address),
+                &form,
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            status.status.success(),
+            "{form}: {}",
+            String::from_utf8_lossy(&status.stderr)
+        );
+        let found = resolve(&client, &form.parse().unwrap()).await.unwrap();
+        let digests = |image: &oci_fetch::Image| -> Vec<Digest> {
+            image.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+        };
+        assert_eq!(digests(&found), digests(&expected), "{form}");
+        assert_eq!(found.config, expected.config, "{form}");
+        let blobs = pull_with(&client, &form.parse().unwrap(), &as_tenant("t"))
+            .await
+            .unwrap();
+        if is_compressed {
+            assert_eq!(found.manifest_digest, expected.manifest_digest, "{form}");
+            assert_eq!(blobs, layers, "{form}");
+        } else {
+            assert_eq!(
+                blobs.iter().map(|blob| Digest::sha256(blob)).collect::<Vec<_>>(),
+                diff_ids,
+                "{form}"
+            );
+        }
+    }
 }
