@@ -2,11 +2,7 @@
 //!
 //! Needs root, loop devices and e2fsprogs; without them the tests say so and pass, unless `BUILDERD_REQUIRE_LAB=1`.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "helpers of tests say why they skip, and fail loudly"
-)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
 
 mod lab;
 
@@ -479,4 +475,67 @@ fn privileged_names_are_only_names() {
         seen.differences(&Listing::of_tree_with_content(&tree, &Packs::new()).unwrap()),
         []
     );
+}
+
+/// Set for the process that [`privileged_the_program_ends_with_its_caller`] kills: where the program that never ends is.
+const DOOMED: &str = "ROOTFS_TEST_DOOMED_DIRECTORY";
+
+/// Killed in the middle, the caller takes the program with it, and the next run clears away what was staged.
+#[test]
+fn privileged_the_program_ends_with_its_caller() {
+    if let Some(directory) = std::env::var_os(DOOMED) {
+        let directory = std::path::PathBuf::from(directory);
+        let backend =
+            rootfs::mke2fs::Mke2fs::new(directory.join("staging")).with_program(directory.join("endless"));
+        let output = tempfile::tempfile().unwrap();
+        let _ = backend.write(&Tree::new(), &Packs::new(), &options(Profile::ReadOnly), &output);
+        return;
+    }
+    let Some(lab) = Lab::new() else { return };
+    if !std::path::Path::new("/usr/bin/setpriv").exists() {
+        return test_support::lab::skip("setpriv is missing: apt-get install util-linux");
+    }
+    let (pipe, script) = (lab.path().join("pipe"), lab.path().join("endless"));
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    // Its end of the pipe is closed when it is dead, and not before.
+    let text = format!(
+        "#!/bin/sh\nexec 3>'{}'\necho ready >&3\nexec sleep 60\n",
+        pipe.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut caller = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "privileged_the_program_ends_with_its_caller"])
+        .env(DOOMED, lab.path())
+        .spawn()
+        .unwrap();
+    let mut pipe = File::open(&pipe).unwrap();
+    let mut ready = [0; 6];
+    pipe.read_exact(&mut ready).unwrap();
+    let start = std::time::Instant::now();
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    assert_eq!(pipe.read(&mut ready).unwrap(), 0);
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(30),
+        "it ended by itself"
+    );
+
+    let image = lab.image();
+    lab.backend()
+        .write(
+            &Tree::new(),
+            &Packs::new(),
+            &options(Profile::ReadOnly),
+            &image.open(),
+        )
+        .unwrap();
+    lab.assert_nothing_left();
 }
