@@ -8,7 +8,7 @@
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "helpers of tests say why they skip, and fail loudly"
+    reason = "test code says why it skips, and fails loudly"
 )]
 
 mod cases;

@@ -5,7 +5,7 @@
     clippy::format_push_string,
     clippy::needless_pass_by_value,
     clippy::unwrap_used,
-    reason = "helpers of tests read better so, and fail loudly"
+    reason = "test code reads better so, and fails loudly"
 )]
 
 mod accounting;

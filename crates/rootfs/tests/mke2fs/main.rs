@@ -2,7 +2,7 @@
 //!
 //! Needs root, loop devices and e2fsprogs; without them the tests say so and pass, unless `BUILDERD_REQUIRE_LAB=1`.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+#![allow(clippy::unwrap_used, reason = "test code fails loudly")]
 
 mod lab;
 
