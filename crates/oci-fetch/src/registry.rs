@@ -94,7 +94,19 @@ impl Session {
             traffic: Traffic::Document,
             what: "layer",
         };
-        let answer = self.fetch(&ask, &mut self.attempts()).await?;
+        let answer = match self.fetch(&ask, &mut self.attempts()).await {
+            Ok(answer) => answer,
+            // Some registries, and some storages behind them, do not do HEAD; then the first byte shows as much.
+            Err(error) if matches!(error.kind(), FetchErrorKind::Protocol | FetchErrorKind::Transient) => {
+                let ask = Ask {
+                    method: Method::GET,
+                    range: Some((0, Some(0))),
+                    ..ask
+                };
+                return self.fetch(&ask, &mut self.attempts()).await.map(drop);
+            }
+            Err(error) => return Err(error),
+        };
         if answer.content_length().is_some_and(|length| length != size_bytes) {
             return Err(FetchError::new(
                 FetchErrorKind::DigestMismatch,

@@ -284,6 +284,25 @@ async fn a_running_download_is_not_joined_without_proof_either() {
 }
 
 #[tokio::test]
+async fn a_registry_without_head_shows_a_blob_by_its_first_byte() {
+    let image = TestImage::one_layer(1000);
+    let mut store = Store::default();
+    store.publish("app", "1", &image);
+    store.publish("copy", "1", &image);
+    let server = Server::start(store, |seen| (seen.method == "HEAD").then(|| Reply::new(405))).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    for name in ["app:1", "copy:1"] {
+        let layers = pull_with(&client, &server.source(name), &as_tenant("t"))
+            .await
+            .unwrap();
+        assert_eq!(layers, image.layers, "{name}");
+    }
+    let asked: Vec<_> = server.layer_requests(&image).iter().map(Seen::range).collect();
+    assert_eq!(asked, [None, None, Some((0, Some(0)))]);
+}
+
+#[tokio::test]
 async fn a_changed_image_value_opens_nothing_else() {
     let image = TestImage::one_layer(1000);
     let other = TestImage::new(&[noise(500, 9)]);

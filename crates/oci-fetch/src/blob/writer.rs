@@ -100,7 +100,7 @@ impl Writer {
             }
             Ok(End::Stopped { keep }) => {
                 if keep {
-                    part.keep();
+                    self.cache.keep_part(part);
                 } else {
                     part.remove();
                 }

@@ -1,6 +1,8 @@
 //! What this process knows of the blobs in the cache: sizes, last use, leases.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+
 use std::time::SystemTime;
 
 use crate::cache::CacheStatistics;
@@ -11,6 +13,8 @@ pub(super) struct Index {
     blobs: HashMap<Digest, Entry>,
     /// Also of blobs that are still being downloaded.
     leases: HashMap<Digest, usize>,
+    /// Parts that nobody works on, oldest first.
+    parts: VecDeque<(PathBuf, u64)>,
     hits: u64,
     misses: u64,
 }
@@ -75,6 +79,28 @@ impl Index {
             .min_by_key(|(_, entry)| entry.last_used)
             .map(|(digest, _)| digest.clone())?;
         self.blobs.remove(&digest).map(|entry| (digest, entry.size_bytes))
+    }
+
+    pub(super) fn keep_part(&mut self, path: PathBuf, size_bytes: u64) {
+        self.forget_part(&path);
+        self.parts.push_back((path, size_bytes));
+    }
+
+    pub(super) fn forget_part(&mut self, path: &Path) {
+        self.parts.retain(|(other, _)| other != path);
+    }
+
+    /// Takes the oldest part out, if all together are over the limit.
+    pub(super) fn take_part_over(&mut self, limit_bytes: u64) -> Option<PathBuf> {
+        let total = self
+            .parts
+            .iter()
+            .fold(0_u64, |sum, (_, size_bytes)| sum.saturating_add(*size_bytes));
+        if total <= limit_bytes {
+            None
+        } else {
+            self.parts.pop_front().map(|(path, _)| path)
+        }
     }
 
     pub(super) fn count(&mut self, hit: bool) {

@@ -29,6 +29,10 @@ use crate::error::FetchError;
 /// A part that nobody has worked on for so long is not going to be resumed.
 const STALE_PART: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Parts that are kept to be resumed may take so much, and at most a quarter of the cache's limit: whoever starts large
+/// downloads and drops them must not fill the disk.
+const MAX_KEPT_PARTS_BYTES: u64 = 4 << 30;
+
 /// A blob in more repositories than this forgets the others; they prove access with a request again.
 const MAX_SOURCES: usize = 256;
 
@@ -109,7 +113,8 @@ impl Cache {
     /// Indexes whole blobs and removes stale parts.
     fn sweep(&self, algorithm: Algorithm, directory: &Path) -> io::Result<()> {
         let now = SystemTime::now();
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.lock_index();
+        let mut parts = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -127,6 +132,8 @@ impl Cache {
                     .and_then(|modified| now.duration_since(modified).ok());
                 if !is_resumable || age.is_some_and(|age| age > STALE_PART) {
                     part::remove_if_abandoned(&entry.path());
+                } else {
+                    parts.push((age, entry.path(), metadata.len()));
                 }
             } else if let Some(digest) = digest(algorithm, name) {
                 let used =
@@ -134,6 +141,12 @@ impl Cache {
                 index.insert(&digest, metadata.len(), used.unwrap_or(SystemTime::UNIX_EPOCH));
             }
         }
+        // Oldest first; what could not be told counts as old.
+        parts.sort_by_key(|(age, _, _)| std::cmp::Reverse(age.unwrap_or(STALE_PART)));
+        for (_, path, size_bytes) in parts {
+            index.keep_part(path, size_bytes);
+        }
+        self.drop_parts_over_limit(&mut index);
         Ok(())
     }
 
@@ -224,7 +237,27 @@ impl Cache {
 
     /// Opens a file to download into; see [`part`]. Blocking.
     pub(crate) fn open_part(&self, digest: &Digest) -> io::Result<part::Part> {
-        part::Part::open(&self.directory(digest.algorithm()), digest.hex())
+        let part = part::Part::open(&self.directory(digest.algorithm()), digest.hex())?;
+        self.lock_index().forget_part(part.path());
+        Ok(part)
+    }
+
+    /// Keeps a part for a later download to resume, at the cost of older ones if there are too many. Blocking.
+    pub(crate) fn keep_part(&self, part: part::Part) {
+        if let Some((path, size_bytes)) = part.keep() {
+            let mut index = self.lock_index();
+            index.keep_part(path, size_bytes);
+            self.drop_parts_over_limit(&mut index);
+        }
+    }
+
+    fn drop_parts_over_limit(&self, index: &mut Index) {
+        let limit = self.limit_bytes.map_or(MAX_KEPT_PARTS_BYTES, |limit| {
+            (limit / 4).min(MAX_KEPT_PARTS_BYTES)
+        });
+        while let Some(path) = index.take_part_over(limit) {
+            part::remove_if_abandoned(&path);
+        }
     }
 
     /// Publishes a verified part under its digest. Blocking.

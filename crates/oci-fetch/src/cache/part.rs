@@ -79,16 +79,24 @@ impl Part {
         }
     }
 
-    /// Leaves the part to be resumed by a later download, unless it has a name that no download looks for.
-    pub(crate) fn keep(self) {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the part to be resumed by a later download, unless it has a name that no download looks for or nothing in
+    /// it. Gives its path and size when it is left.
+    pub(super) fn keep(self) -> Option<(PathBuf, u64)> {
         let is_resumable = self
             .path
             .file_stem()
             .and_then(|stem| stem.to_str())
             .is_some_and(|stem| !stem.contains('.'));
-        if !is_resumable {
-            self.remove();
+        let size_bytes = self.file.metadata().map_or(0, |metadata| metadata.len());
+        if is_resumable && size_bytes > 0 {
+            return Some((self.path, size_bytes));
         }
+        self.remove();
+        None
     }
 }
 

@@ -62,7 +62,7 @@ fn two_downloads_of_one_digest_do_not_share_a_part() {
     first.file().write_all_at(b"jello", 0).unwrap();
     cache.publish(second, &digest, 5, SOURCE).unwrap();
     assert_eq!(std::fs::read(cache.path(&digest)).unwrap(), b"hello");
-    first.keep();
+    cache.keep_part(first);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_part_is_resumed_up_to_its_first_hole() {
     assert_eq!(part.resumable_bytes, 0);
     part.file().write_all_at(&mebibyte, 0).unwrap();
     part.file().write_all_at(&mebibyte, 8 << 20).unwrap();
-    part.keep();
+    cache.keep_part(part);
     let part = cache.open_part(&digest).unwrap();
     assert!(part.resumable_bytes <= 1 << 20, "{}", part.resumable_bytes);
     part.remove();
@@ -89,13 +89,16 @@ fn the_start_removes_abandoned_parts_only() {
     let fresh = Digest::sha256(b"fresh");
     let stale = Digest::sha256(b"stale");
     let busy = Digest::sha256(b"busy");
-    cache.open_part(&fresh).unwrap().keep();
+    let fresh_part = cache.open_part(&fresh).unwrap();
+    fresh_part.file().write_all_at(b"x", 0).unwrap();
+    cache.keep_part(fresh_part);
     let stale_part = cache.open_part(&stale).unwrap();
+    stale_part.file().write_all_at(b"x", 0).unwrap();
     stale_part
         .file()
         .set_modified(SystemTime::now() - STALE_PART * 2)
         .unwrap();
-    stale_part.keep();
+    cache.keep_part(stale_part);
     let busy_part = cache.open_part(&busy).unwrap();
     busy_part
         .file()
@@ -137,4 +140,24 @@ fn with_limit_zero_a_blob_goes_when_its_last_user_does() {
     assert!(cache.path(&digest).exists());
     drop(lease);
     assert!(!cache.path(&digest).exists());
+}
+
+#[test]
+fn kept_parts_are_bounded_now_and_at_the_next_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path(), Some(1000));
+    let digests: Vec<Digest> = (0..5_u8).map(|number| Digest::sha256(&[number])).collect();
+    for digest in &digests {
+        let part = cache.open_part(digest).unwrap();
+        part.file().write_all_at(&[1; 100], 0).unwrap();
+        cache.keep_part(part);
+    }
+    let mut expected: Vec<String> = digests[3..]
+        .iter()
+        .map(|digest| format!("{}.part", digest.hex()))
+        .collect();
+    expected.sort();
+    assert_eq!(names(directory.path()), expected);
+    let _nothing_kept = open(directory.path(), Some(0));
+    assert!(names(directory.path()).is_empty());
 }
