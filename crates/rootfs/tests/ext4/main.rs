@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod growth;
 mod kernel;
+mod machine;
 mod random;
 mod reader;
 mod sharing;
