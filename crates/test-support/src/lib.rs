@@ -2,6 +2,7 @@
 //!
 //! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
 //! - [`registry`]: a registry that misbehaves on request.
+//! - [`assetmanagerd`]: the service that finished images are registered with.
 //! - [`vm`]: a virtual machine that boots an image, where QEMU and a kernel are there.
 //! - [`lab`]: where such parts are kept, and how a test says that it cannot run without them.
 //!
@@ -10,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assetmanagerd;
 pub mod image;
 pub mod lab;
 pub mod registry;

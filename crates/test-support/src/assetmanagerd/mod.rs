@@ -1,0 +1,190 @@
+//! An assetmanagerd in the process: keeps what it is told, records every call, and fails on request.
+//!
+//! ```
+//! use test_support::assetmanagerd::{Code, FakeAssetManager};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let assets = FakeAssetManager::start()?;
+//! assets.fail_times(1, Code::Unavailable);
+//! // … a client that is given `assets.endpoint()` registers an image, and tries again …
+//! assert!(assets.calls().is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It answers under both names that the service has in the field: `asset.v1.AssetManagerService` and
+//! `deploy.assetmanagerd.v1.AssetManagerService`.
+
+mod service;
+
+pub use tonic::Code;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
+
+use tokio::sync::oneshot;
+
+/// The messages of `proto/asset/v1/asset.proto`.
+pub mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+
+    tonic::include_proto!("asset.v1");
+}
+
+mod second {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+
+    include!(concat!(env!("OUT_DIR"), "/second/deploy.assetmanagerd.v1.rs"));
+}
+
+/// One call as it arrived.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// The package under which the service was called: `asset.v1` or `deploy.assetmanagerd.v1`.
+    pub package: &'static str,
+    /// The header `X-Tenant-ID`.
+    pub tenant_id: Option<String>,
+    /// The header `X-Customer-ID`.
+    pub customer_id: Option<String>,
+    /// What was asked.
+    pub request: Request,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// `RegisterAsset`.
+    Register(proto::RegisterAssetRequest),
+    /// `UploadAsset`: the metadata, and all chunks joined.
+    Upload(proto::UploadAssetMetadata, Vec<u8>),
+    /// `GetAsset`.
+    Get(proto::GetAssetRequest),
+    /// `DeleteAsset`.
+    Delete(proto::DeleteAssetRequest),
+}
+
+/// An assetmanagerd in the process. It ends when it is dropped.
+pub struct FakeAssetManager {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    calls: Vec<Call>,
+    assets: BTreeMap<String, proto::Asset>,
+    n_registered: u64,
+    failures: Option<(usize, Code)>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A test that panicked while it held the lock has failed already.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for FakeAssetManager {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("FakeAssetManager")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FakeAssetManager {
+    /// Starts one that knows no asset.
+    ///
+    /// # Errors
+    /// When no port of loopback can be had.
+    pub fn start() -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let state = Arc::new(Mutex::new(State::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let router = service::router(&state);
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("test-assetmanagerd".into())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+                        return;
+                    };
+                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
+                    tokio::select! { _ = serve => {}, _ = stopped => {} }
+                });
+            })?;
+        Ok(Self {
+            address,
+            state,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All calls so far, the failed ones included, in the order of their arrival.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.state).calls.clone()
+    }
+
+    /// The assets that it knows, by id.
+    #[must_use]
+    pub fn assets(&self) -> BTreeMap<String, proto::Asset> {
+        lock(&self.state).assets.clone()
+    }
+
+    /// The next `times` calls are answered with this code.
+    pub fn fail_times(&self, times: usize, code: Code) {
+        lock(&self.state).failures = Some((times, code));
+    }
+
+    /// Says how many virtual machines use an asset. What is not known is left alone.
+    pub fn set_reference_count(&self, id: &str, count: i32) {
+        if let Some(asset) = lock(&self.state).assets.get_mut(id) {
+            asset.reference_count = count;
+        }
+    }
+}
+
+impl Drop for FakeAssetManager {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The thread may have ended by itself; then there is nobody to tell.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
