@@ -22,7 +22,10 @@ impl fmt::Debug for Pack {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(file) => formatter.debug_tuple("File").field(file).finish(),
-            Self::Memory(bytes) => formatter.debug_struct("Memory").field("bytes", &bytes.len()).finish(),
+            Self::Memory(bytes) => formatter
+                .debug_struct("Memory")
+                .field("bytes", &bytes.len())
+                .finish(),
         }
     }
 }
@@ -37,7 +40,9 @@ impl Pack {
             Self::File(file) => file.read_exact_at(buffer, offset),
             Self::Memory(bytes) => {
                 let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-                let end = start.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                let end = start
+                    .checked_add(buffer.len())
+                    .ok_or(io::ErrorKind::UnexpectedEof)?;
                 buffer.copy_from_slice(bytes.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
                 Ok(())
             }
@@ -72,5 +77,47 @@ impl Packs {
     #[must_use]
     pub fn get(&self, id: PackId) -> Option<&Pack> {
         self.packs.get(id.0 as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn files_and_memory_read_alike() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let mut packs = Packs::new();
+        let in_file = packs.push(Pack::File(Arc::new(file)));
+        let in_memory = packs.push(Pack::Memory(bytes.clone().into()));
+        for id in [in_file, in_memory] {
+            let pack = packs.get(id).unwrap();
+            for (offset, length, expected) in [
+                (0, 256, Some(&bytes[..])),
+                (100, 3, Some(&[100, 101, 102][..])),
+                (256, 0, Some(&[][..])),
+                (255, 2, None),
+                (1 << 40, 1, None),
+            ] {
+                let mut buffer = vec![0; length];
+                let result = pack.read_exact_at(&mut buffer, offset);
+                match expected {
+                    Some(expected) => {
+                        result.unwrap();
+                        assert_eq!(buffer, expected, "{id:?} at {offset}");
+                    }
+                    None => assert_eq!(
+                        result.unwrap_err().kind(),
+                        io::ErrorKind::UnexpectedEof,
+                        "{id:?} at {offset}"
+                    ),
+                }
+            }
+        }
+        assert!(packs.get(PackId(2)).is_none());
     }
 }

@@ -1,28 +1,135 @@
-//! The fuzz targets over the corpus, so that what a fuzzer once found stays fixed.
+//! The fuzz targets over their corpus and over the seeds, so that what a fuzzer once found stays fixed.
+//!
+//! `cargo test -p rootfs --lib -- --ignored write_seeds` writes the seeds where `cargo fuzz` looks for them.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use super::super::fuzzing;
+use super::super::{
+    fuzzing,
+    testing::{Archive, Header, index},
+};
 
-fn replay(target: &str, run: impl Fn(&[u8])) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+/// Layers that between them have every feature, small enough for a fuzzer.
+fn layer_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let file = |name: &[u8]| Header::ustar(b'0', name);
+    let types = Archive::new()
+        .header(Header::ustar(b'5', b"d/"))
+        .file(b"d/f", b"hello")
+        .header(Header::ustar(b'2', b"s").link(b"../up"))
+        .header(Header::ustar(b'1', b"h").link(b"d/f"))
+        .header(Header::ustar(b'3', b"c").device(8, 300))
+        .header(Header::ustar(b'6', b"p"))
+        .header(Header::v7(0, b"old/"))
+        .end();
+    let pax = Archive::new()
+        .extension(b'g', b"13 comment=x\n")
+        .pax(&[
+            ("path", b"some/path"),
+            ("size", b"3"),
+            ("uid", b"70000"),
+            ("mtime", b"-1.5"),
+            ("SCHILY.xattr.user.a", b"b"),
+            ("LIBARCHIVE.xattr.user.%62", b"YQ"),
+        ])
+        .with_body(file(b"f"), b"abc")
+        .end();
+    let long = Archive::new()
+        .extension(b'L', b"long/name\0")
+        .extension(b'K', b"long/target\0")
+        .header(Header::gnu(b'2', b"long").link(b"long").base_256(136, 12, -5))
+        .end();
+    let sparse = Archive::new()
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"s"),
+            ("GNU.sparse.realsize", b"9000"),
+        ])
+        .with_body(
+            file(b"x").size(514),
+            &[&b"1\n8000\n2\n"[..], &[0; 503], b"ab"].concat(),
+        )
+        .pax(&[("GNU.sparse.size", b"9000"), ("GNU.sparse.map", b"4096,2")])
+        .with_body(file(b"y").size(2), b"ab")
+        .with_body(
+            Header::gnu(b'S', b"z")
+                .size(2)
+                .octal(386, 12, 4096)
+                .octal(398, 12, 2)
+                .octal(483, 12, 9000),
+            b"ab",
+        )
+        .end();
+    let gzip = {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&types).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zstd = [
+        &[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9][..],
+        &zstd::encode_all(&pax[..], 1).unwrap(),
+    ]
+    .concat();
+    vec![
+        ("types", types),
+        ("pax", pax),
+        ("long", long),
+        ("sparse", sparse),
+        ("gzip", gzip),
+        ("zstd", zstd),
+    ]
+}
+
+/// The indexes of the layer seeds, without the digest that the target adds.
+fn index_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let indexes = layer_seeds().into_iter().map(|(name, layer)| {
+        let mut bytes = Vec::new();
+        index(&layer).unwrap().index.write_to(&mut bytes).unwrap();
+        bytes.truncate(bytes.len() - 32);
+        (name, bytes)
+    });
+    indexes.collect()
+}
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")
-        .join(target);
+        .join(target)
+}
+
+fn replay(target: &str, seeds: Vec<(&str, Vec<u8>)>, run: impl Fn(&[u8])) {
+    for (_, seed) in seeds {
+        run(&seed);
+    }
     let mut count = 0;
-    for entry in fs::read_dir(&directory).unwrap() {
-        let path = entry.unwrap().path();
-        run(&fs::read(&path).unwrap());
+    for entry in fs::read_dir(corpus(target)).unwrap() {
+        run(&fs::read(entry.unwrap().path()).unwrap());
         count += 1;
     }
-    assert!(count > 0, "the corpus {} is empty", directory.display());
+    assert!(count > 0, "the corpus of {target} is empty");
 }
 
 #[test]
 fn layers() {
-    replay("layer", fuzzing::layer);
+    replay("layer", layer_seeds(), fuzzing::layer);
 }
 
 #[test]
 fn indexes() {
-    replay("index", fuzzing::index);
+    replay("index", index_seeds(), fuzzing::index);
+}
+
+#[test]
+#[ignore = "writes into the source tree"]
+fn write_seeds() {
+    for (target, seeds) in [("layer", layer_seeds()), ("index", index_seeds())] {
+        fs::create_dir_all(corpus(target)).unwrap();
+        for (name, seed) in seeds {
+            fs::write(corpus(target).join(format!("seed-{name}")), seed).unwrap();
+        }
+    }
 }

@@ -538,7 +538,7 @@ fn checksums_may_be_of_signed_bytes() {
             if (148..156).contains(&at) {
                 32
             } else {
-                i64::from(*byte as i8)
+                i64::from(byte.cast_signed())
             }
         })
         .sum();
