@@ -285,8 +285,8 @@ impl Client {
         loop {
             let lease = shared.cache.lease(&layer.digest);
             if let Some(job) = shared.running_job(&key) {
-                if is_proven || job.is_proven_for(&session.repository) {
-                    let download = job.join(sessions);
+                if is_proven || job.is_joinable_from(&source) {
+                    let download = job.join(sessions, is_proven);
                     return Ok(Blob::downloading(
                         layer.digest.clone(),
                         layer.size_bytes,

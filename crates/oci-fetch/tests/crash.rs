@@ -41,7 +41,7 @@ async fn a_killed_process_leaves_a_cache_that_the_next_one_resumes() {
         .spawn()
         .unwrap();
     let cache = directory.path().join("layout.cache");
-    let part = cache.join(format!("blobs/sha256/{}.part", digest.hex()));
+    let part = cache.join(part_name(&server, &image.layers[0]));
     let length = || {
         std::fs::metadata(&part)
             .map(|metadata| metadata.len())
@@ -85,7 +85,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        // Lazily: a thread may still have a file open for a moment.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 

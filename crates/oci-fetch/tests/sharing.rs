@@ -150,8 +150,8 @@ async fn a_download_that_nobody_wants_any_more_stops_and_frees_its_slot() {
         .unwrap()
         .unwrap();
     // What had arrived is there for the next one to resume, up to the last aligned byte.
-    let part = format!("{}.part", found.layers[0].digest.hex());
-    assert!(eventually(|| files(cache.path()).contains(&part)).await);
+    let part = cache.path().join(part_name(&server, &image.layers[0]));
+    assert!(eventually(|| part.exists()).await);
     let blob = client.open_layer(&found, 0).await.unwrap();
     assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
     let range = server.layer_requests(&image).last().unwrap().range().unwrap();
@@ -283,6 +283,58 @@ async fn a_running_download_is_not_joined_without_proof_either() {
     assert_eq!(kind(client.open_layer(&thief, 0).await), FetchErrorKind::NotFound);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_first_without_right_does_not_profit_from_who_asks_second_with_it() {
+    let image = TestImage::one_layer(300_000);
+    let mut store = Store::default();
+    store.publish("private", "1", &image);
+    store.blob("thief", &image.config);
+    store.manifest("thief", "1", MANIFEST, &image.manifest);
+    // The thief's request hangs until the owner has joined the download.
+    let digest = Digest::sha256(&image.layers[0]).to_string();
+    let has_owner = Arc::new(AtomicBool::new(false));
+    let server = Server::start(store, {
+        let has_owner = Arc::clone(&has_owner);
+        move |seen| {
+            if seen.path == format!("/v2/thief/blobs/{digest}") {
+                for _ in 0..500 {
+                    if has_owner.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+            None
+        }
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(server.config(cache.path()).with_ranges(oci_fetch::Ranges {
+        connections: 1,
+        ..oci_fetch::Ranges::default()
+    }))
+    .unwrap();
+    let thief = client
+        .resolve(&server.source("thief:1"), &amd64(), &as_tenant("thief"))
+        .await
+        .unwrap();
+    let owner = client
+        .resolve(&server.source("private:1"), &amd64(), &as_tenant("owner"))
+        .await
+        .unwrap();
+    let for_thief = client.open_layer(&thief, 0).await.unwrap();
+    let for_owner = client.open_layer(&owner, 0).await.unwrap();
+    has_owner.store(true, Ordering::SeqCst);
+    assert_eq!(read(&for_owner).await.unwrap().0, image.layers[0]);
+    assert_eq!(kind(for_thief.verified().await), FetchErrorKind::NotFound);
+    let mut stolen = Vec::new();
+    assert!(for_thief.reader().read_to_end(&mut stolen).await.is_err() && stolen.is_empty());
+    assert!(for_thief.complete_file().await.is_err());
+    // Nor does the cache remember the thief's repository as a source.
+    drop((for_thief, for_owner));
+    assert_eq!(kind(client.open_layer(&thief, 0).await), FetchErrorKind::NotFound);
+}
+
 #[tokio::test]
 async fn a_registry_without_head_shows_a_blob_by_its_first_byte() {
     let image = TestImage::one_layer(1000);
@@ -357,13 +409,12 @@ async fn a_damaged_cached_blob_is_noticed_and_fetched_again() {
 async fn a_part_of_a_killed_process_is_resumed_and_a_rotten_one_is_not_trusted() {
     let image = TestImage::one_layer(1 << 20);
     let server = Server::with_image(&image, |_| None).await;
-    let hex = Digest::sha256(&image.layers[0]).hex().to_owned();
     for (is_rotten, expected_start) in [(false, 458_752), (true, 458_752)] {
         let cache = tempfile::tempdir().unwrap();
         let client = server.client(cache.path());
         let mut front = image.layers[0][..500_000].to_vec();
         front[1000] ^= u8::from(is_rotten);
-        std::fs::write(cache.path().join(format!("blobs/sha256/{hex}.part")), front).unwrap();
+        std::fs::write(cache.path().join(part_name(&server, &image.layers[0])), front).unwrap();
         let result = pull_with(&client, &server.source("app:1"), &as_tenant("t")).await;
         let range = server.layer_requests(&image).last().unwrap().range().unwrap();
         assert_eq!(range.0, expected_start);
@@ -380,6 +431,25 @@ async fn a_part_of_a_killed_process_is_resumed_and_a_rotten_one_is_not_trusted()
             assert_eq!(result.unwrap(), image.layers);
         }
     }
+}
+
+#[tokio::test]
+async fn a_part_of_anothers_download_is_shown_to_nobody_without_right() {
+    let image = TestImage::one_layer(1 << 20);
+    let mut store = Store::default();
+    store.blob("thief", &image.config);
+    store.manifest("thief", "1", MANIFEST, &image.manifest);
+    let server = Server::start(store, |_| None).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let part = part_name(&server, &image.layers[0]);
+    std::fs::write(cache.path().join(part), &image.layers[0][..500_000]).unwrap();
+    let thief = resolve(&client, &server.source("thief:1")).await.unwrap();
+    let blob = client.open_layer(&thief, 0).await.unwrap();
+    let mut stolen = Vec::new();
+    assert!(blob.reader().read_to_end(&mut stolen).await.is_err());
+    assert!(stolen.is_empty());
+    assert_eq!(kind(blob.verified().await), FetchErrorKind::NotFound);
 }
 
 #[tokio::test]

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::Method;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::blob::writer::{Message, Writer};
-use crate::blob::{Phase, Progress};
+use crate::blob::{Phase, Progress, given_up};
 use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
@@ -39,21 +39,26 @@ const WASTE_BYTES: u64 = 4 << 20;
 pub(crate) struct Job {
     progress: Arc<Progress>,
     accesses: Arc<Accesses>,
-    /// Repositories for which somebody has proved that the blob is in them.
-    repositories: Mutex<BTreeSet<String>>,
     task: AbortHandle,
 }
 
 /// One party's interest in a job, with its right to it.
 pub(crate) struct Download {
     job: Arc<Job>,
-    access: u64,
+    interest: u64,
+    refusal: watch::Receiver<Option<FetchError>>,
 }
 
 /// By whose rights, and by which ways, the job can be done. When one does not get through, the next is taken.
+///
+/// A party does not profit from another's rights as long as nobody has shown that the blob is in the party's repository: by
+/// an answer to a request for it, in this job or before joining it. If all of a party's own ways are refused before that,
+/// the party is, whoever else goes on. Otherwise a manifest that merely names a digest would do to get its bytes.
 #[derive(Default)]
-struct Accesses {
+pub(super) struct Accesses {
     sessions: Mutex<Vec<Access>>,
+    /// The repositories that have been shown to hold the blob, as the cache notes sources.
+    proven: Mutex<BTreeSet<String>>,
     next: AtomicU64,
 }
 
@@ -61,6 +66,7 @@ struct Access {
     /// Of one party's interest; a party with mirrors has several accesses of one number.
     interest: u64,
     session: Arc<Session>,
+    refusal: watch::Sender<Option<FetchError>>,
 }
 
 impl Job {
@@ -72,21 +78,17 @@ impl Job {
         digest: Digest,
         size_bytes: u64,
     ) -> Download {
+        let registry = sessions
+            .first()
+            .map(|session| session.registry.clone())
+            .unwrap_or_default();
         let progress = Arc::new(Progress::new());
         let accesses = Arc::new(Accesses::default());
-        let source = sessions
-            .first()
-            .map(|session| session.source())
-            .unwrap_or_default();
         let party = sessions
             .first()
             .map(|session| session.identity.isolation_key.clone())
             .unwrap_or_default();
-        let proven = sessions
-            .iter()
-            .map(|session| session.repository.clone())
-            .collect();
-        let access = accesses.add(sessions);
+        let (interest, refusal) = accesses.add(sessions);
         let fetcher = Fetcher {
             digest: digest.clone(),
             size_bytes,
@@ -94,14 +96,14 @@ impl Job {
             progress: Arc::clone(&progress),
             received_bytes: AtomicU64::new(0),
         };
-        let repositories = Mutex::new(proven);
         let job = Arc::new_cyclic(|job: &Weak<Self>| {
             let progress_of_writer = Arc::clone(&progress);
             let writer = Writer {
                 cache,
                 digest,
                 size_bytes,
-                source,
+                registry,
+                accesses: Arc::clone(&accesses),
                 progress: progress_of_writer,
                 job: Weak::clone(job),
             };
@@ -109,19 +111,20 @@ impl Job {
             Self {
                 progress,
                 accesses,
-                repositories,
                 task,
             }
         });
-        Download { job, access }
+        Download {
+            job,
+            interest,
+            refusal,
+        }
     }
 
-    /// Whether a party that can read this repository may have the blob without further proof.
-    pub(crate) fn is_proven_for(&self, repository: &str) -> bool {
-        self.repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(repository)
+    /// Whether a party that can read the manifest in this repository may join without further proof: the blob was shown to
+    /// be in it, or somebody is just finding out.
+    pub(crate) fn is_joinable_from(&self, source: &str) -> bool {
+        self.accesses.is_proven(source) || self.accesses.is_asking(source)
     }
 
     /// Whether it is worth joining.
@@ -129,14 +132,18 @@ impl Job {
         !matches!(*self.progress.phase.borrow(), Phase::Failed(_))
     }
 
-    /// Lets another party wait for the same bytes. The caller has proved that the session's repository holds the blob.
-    pub(crate) fn join(self: Arc<Self>, sessions: &[Arc<Session>]) -> Download {
-        self.repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(sessions.iter().map(|session| session.repository.clone()));
-        let access = self.accesses.add(sessions);
-        Download { job: self, access }
+    /// Lets another party wait for the same bytes. `is_proven` is whether the registry has shown to this party that the
+    /// repository holds the blob.
+    pub(crate) fn join(self: Arc<Self>, sessions: &[Arc<Session>], is_proven: bool) -> Download {
+        if is_proven && let Some(session) = sessions.first() {
+            self.accesses.prove(session);
+        }
+        let (interest, refusal) = self.accesses.add(sessions);
+        Download {
+            job: self,
+            interest,
+            refusal,
+        }
     }
 }
 
@@ -154,11 +161,16 @@ impl Download {
     pub(crate) fn job(&self) -> &Arc<Job> {
         &self.job
     }
+
+    /// Why this party gets nothing, once that is certain; before the first byte becomes available.
+    pub(crate) fn refusal(&self) -> &watch::Receiver<Option<FetchError>> {
+        &self.refusal
+    }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.job.accesses.remove_all_of(self.access);
+        self.job.accesses.remove_all_of(self.interest);
     }
 }
 
@@ -167,13 +179,15 @@ impl Accesses {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, sessions: &[Arc<Session>]) -> u64 {
+    fn add(&self, sessions: &[Arc<Session>]) -> (u64, watch::Receiver<Option<FetchError>>) {
         let interest = self.next.fetch_add(1, Ordering::Relaxed);
+        let (refusal, refused) = watch::channel(None);
         self.lock().extend(sessions.iter().map(|session| Access {
             interest,
             session: Arc::clone(session),
+            refusal: refusal.clone(),
         }));
-        interest
+        (interest, refused)
     }
 
     fn remove_all_of(&self, interest: u64) {
@@ -184,6 +198,35 @@ impl Accesses {
         self.lock().first().map(|access| Arc::clone(&access.session))
     }
 
+    fn is_asking(&self, source: &str) -> bool {
+        self.lock().iter().any(|access| access.session.source() == source)
+    }
+
+    /// The registry has answered for the blob in this session's repository.
+    fn prove(&self, session: &Session) {
+        self.proven
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(session.source());
+    }
+
+    fn is_proven(&self, source: &str) -> bool {
+        self.proven
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(source)
+    }
+
+    /// The sources that the cache may note.
+    pub(super) fn proven(&self) -> Vec<String> {
+        self.proven
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
+    }
+
     /// Whether there is another way than this one, which has failed with the error and is not tried again.
     ///
     /// One party's rights may end, and a mirror may fail in any way; another's may still stand. What the registry itself
@@ -191,13 +234,31 @@ impl Accesses {
     fn leave(&self, failed: &Arc<Session>, error: &FetchError) -> bool {
         let is_personal = matches!(
             error.kind(),
-            FetchErrorKind::Unauthorized | FetchErrorKind::Denied | FetchErrorKind::NotFound
+            FetchErrorKind::Unauthorized
+                | FetchErrorKind::Denied
+                | FetchErrorKind::NotFound
+                | FetchErrorKind::RateLimited { .. }
         );
         if !is_personal && !failed.route.is_mirror() {
             return false;
         }
         let mut sessions = self.lock();
-        sessions.retain(|access| !Arc::ptr_eq(&access.session, failed));
+        let Some(index) = sessions
+            .iter()
+            .position(|access| Arc::ptr_eq(&access.session, failed))
+        else {
+            // The party has left by itself meanwhile.
+            return !sessions.is_empty();
+        };
+        let Access {
+            interest,
+            session,
+            refusal,
+        } = sessions.remove(index);
+        let has_other_ways = sessions.iter().any(|access| access.interest == interest);
+        if !has_other_ways && !self.is_proven(&session.source()) {
+            refusal.send_replace(Some(error.clone()));
+        }
         !sessions.is_empty()
     }
 }
@@ -230,10 +291,6 @@ async fn run(limit: Arc<FairSemaphore>, party: String, fetcher: Fetcher, writer:
     };
     tracing::debug!(digest = %fetcher.digest, %error, "Download failed");
     fetcher.progress.phase.send_replace(Phase::Failed(error));
-}
-
-fn given_up() -> FetchError {
-    FetchError::transient("download was given up")
 }
 
 fn is_worth_resuming(error: &FetchError) -> bool {
@@ -479,6 +536,9 @@ impl Fetcher {
                 Err(error) => return Err(error),
             };
             answer.check_encoding(&session.route.registry)?;
+            if matches!(answer.status().as_u16(), 200 | 206) {
+                self.accesses.prove(&session);
+            }
             let stream = |answer, start, end| Stream {
                 answer,
                 registry: session.route.registry.clone(),

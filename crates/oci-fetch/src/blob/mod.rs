@@ -46,7 +46,7 @@ struct Shared {
     is_from_network: bool,
     progress: Arc<Progress>,
     /// Keeps the download running.
-    _download: Option<Download>,
+    download: Option<Download>,
     /// Stops the hashing of a local file.
     _verification: Option<verify::Verification>,
     /// Keeps the blob in the cache.
@@ -78,7 +78,7 @@ impl Blob {
                 size_bytes,
                 is_from_network: true,
                 progress,
-                _download: Some(download),
+                download: Some(download),
                 _verification: None,
                 _lease: Some(lease),
             }),
@@ -124,7 +124,7 @@ impl Blob {
                 size_bytes: file.size_bytes,
                 is_from_network: false,
                 progress,
-                _download: None,
+                download: None,
                 _verification: verification,
                 _lease: lease,
             }),
@@ -171,11 +171,12 @@ impl Blob {
     /// are wrong.
     pub async fn verified(&self) -> Result<Verified, FetchError> {
         let mut phase = self.shared.progress.phase.subscribe();
-        let ended = phase
-            .wait_for(|phase| !matches!(phase, Phase::Running))
-            .await
-            .map(|phase| phase.clone())
-            .map_err(|_| FetchError::transient("download was given up"))?;
+        let ended = tokio::select! {
+            biased;
+            refusal = self.shared.refused() => return Err(refusal),
+            ended = phase.wait_for(|phase| !matches!(phase, Phase::Running)) => ended.map(|phase| phase.clone()),
+        };
+        let ended = ended.map_err(|_| given_up())?;
         match ended {
             Phase::Failed(error) => Err(error),
             Phase::Verified | Phase::Running => Ok(Verified {
@@ -194,7 +195,7 @@ impl Blob {
     pub async fn complete_file(&self) -> Result<File, FetchError> {
         self.verified().await?;
         let Some(blob) = self.shared.progress.file.get().cloned() else {
-            return Err(FetchError::transient("download was given up"));
+            return Err(given_up());
         };
         tokio::task::spawn_blocking(move || {
             let length = blob.file.metadata().map(|metadata| metadata.len());
@@ -212,6 +213,30 @@ impl Blob {
             FetchError::with_source(FetchErrorKind::Io, "failed to open a blob of the cache", error)
         })?
     }
+}
+
+impl Shared {
+    /// Why the caller gets nothing, although others may.
+    fn refusal(&self) -> Option<FetchError> {
+        self.download
+            .as_ref()
+            .and_then(|download| download.refusal().borrow().clone())
+    }
+
+    /// Waits for the refusal; for ever when there is none.
+    async fn refused(&self) -> FetchError {
+        if let Some(download) = &self.download
+            && let Ok(refusal) = download.refusal().clone().wait_for(Option::is_some).await
+            && let Some(error) = refusal.as_ref()
+        {
+            return error.clone();
+        }
+        std::future::pending().await
+    }
+}
+
+fn given_up() -> FetchError {
+    FetchError::transient("download was given up")
 }
 
 impl Verified {

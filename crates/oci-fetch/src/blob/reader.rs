@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::JoinHandle;
 
-use crate::blob::{Phase, Shared};
+use crate::blob::{Phase, Shared, given_up};
 use crate::digest::Digest;
 
 /// Large enough that the hop to a blocking thread costs little beside the read itself.
@@ -57,27 +57,31 @@ impl BlobReader {
     }
 
     fn wait(&self) -> State {
+        let shared = Arc::clone(&self.shared);
         let mut available = self.shared.progress.available.subscribe();
         let mut phase = self.shared.progress.phase.subscribe();
         let position = self.position;
-        let given_up = || io::Error::other(crate::FetchError::transient("download was given up"));
         State::Waiting(Box::pin(async move {
-            tokio::select! {
+            let error = tokio::select! {
                 biased;
-                found = available.wait_for(|available| *available > position) => {
-                    found.map(|found| *found).map_err(|_| given_up())
-                }
-                failed = phase.wait_for(|phase| matches!(phase, Phase::Failed(_))) => {
-                    match failed.as_deref() {
-                        Ok(Phase::Failed(error)) => Err(io::Error::other(error.clone())),
-                        _ => Err(given_up()),
-                    }
-                }
-            }
+                refusal = shared.refused() => refusal,
+                found = available.wait_for(|available| *available > position) => match found {
+                    Ok(found) => return Ok(*found),
+                    Err(_) => given_up(),
+                },
+                failed = phase.wait_for(|phase| matches!(phase, Phase::Failed(_))) => match failed.as_deref() {
+                    Ok(Phase::Failed(error)) => error.clone(),
+                    _ => given_up(),
+                },
+            };
+            Err(io::Error::other(error))
         }))
     }
 
     fn read(&mut self, available: u64) -> io::Result<State> {
+        if let Some(refusal) = self.shared.refusal() {
+            return Err(io::Error::other(refusal));
+        }
         let blob = self
             .shared
             .progress

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::blob::download::Job;
+use crate::blob::download::{Accesses, Job};
 use crate::blob::verify::mismatch;
 use crate::blob::{Phase, Progress};
 use crate::cache::Cache;
@@ -39,7 +39,9 @@ pub(super) struct Writer {
     pub(super) cache: Arc<Cache>,
     pub(super) digest: Digest,
     pub(super) size_bytes: u64,
-    pub(super) source: String,
+    pub(super) registry: String,
+    /// Knows the repositories that the blob is from.
+    pub(super) accesses: Arc<Accesses>,
     pub(super) progress: Arc<Progress>,
     /// Kept alive from the verdict to the end of publishing, so that whoever comes in between joins the job instead of
     /// finding neither it nor the blob and starting another download.
@@ -67,7 +69,7 @@ impl Writer {
     ) -> Result<bool, FetchError> {
         let mut part = self
             .cache
-            .open_part(&self.digest)
+            .open_part(&self.digest, &self.registry)
             .map_err(|error| self.failed(error))?;
         let outcome = self.write(&mut part, started, &mut messages);
         // Nothing more is taken; the network's side notices at its next send.
@@ -77,9 +79,9 @@ impl Writer {
                 let _job = self.job.upgrade();
                 self.progress.phase.send_replace(Phase::Verified);
                 // The bytes are right whether or not the cache can keep them.
-                if let Err(error) = self
-                    .cache
-                    .publish(part, &self.digest, self.size_bytes, &self.source)
+                if let Err(error) =
+                    self.cache
+                        .publish(part, &self.digest, self.size_bytes, &self.accesses.proven())
                 {
                     tracing::warn!(%error, digest = %self.digest, "Failed to keep a blob in the cache");
                 }
@@ -138,9 +140,9 @@ impl Writer {
         };
         if part.resumable_bytes > 0 {
             written.islands.insert(0, part.resumable_bytes);
-            written.join_islands(|position| {
-                self.progress.available.send_replace(position);
-            })?;
+            // Readers see this only with the first new byte: before that nobody has shown that the registry would give the
+            // blob to the party that asks now.
+            written.join_islands(|_| ())?;
         }
         if started.send(written.position).is_err() {
             return Ok(End::Stopped { keep: true });

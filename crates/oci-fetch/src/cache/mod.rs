@@ -3,8 +3,9 @@
 //! ```text
 //! CACHE/blobs/sha256/HEX            a whole blob; appears by rename after its digest was right and it was synced
 //! CACHE/blobs/sha256/HEX.sources    which repositories it was downloaded from, one per line; its mtime is the last use
-//! CACHE/blobs/sha256/HEX.part       a download that can be resumed; whoever works on it holds a lock (flock) on it
-//! CACHE/blobs/sha256/HEX.N.part     a second download of the same digest at the same time; never resumed
+//! CACHE/blobs/sha256/HEX-R.part     a download from registry R (a hash of its name) that can be resumed; whoever works on it
+//!                                   holds a lock (flock) on it
+//! CACHE/blobs/sha256/HEX-R.N.part   a second download of the same at the same time; never resumed
 //! ```
 //!
 //! The sources are the reason why a blob can be shared between parties: one gets it from the cache only for a repository
@@ -125,7 +126,7 @@ impl Cache {
                 continue;
             }
             if let Some(stem) = name.strip_suffix(".part") {
-                let is_resumable = digest(algorithm, stem).is_some();
+                let is_resumable = !stem.contains('.');
                 let age = metadata
                     .modified()
                     .ok()
@@ -236,8 +237,17 @@ impl Cache {
     }
 
     /// Opens a file to download into; see [`part`]. Blocking.
-    pub(crate) fn open_part(&self, digest: &Digest) -> io::Result<part::Part> {
-        let part = part::Part::open(&self.directory(digest.algorithm()), digest.hex())?;
+    ///
+    /// What is left of a download is resumed from the same registry only: another one's users have not been shown a byte
+    /// of it, and must not be, even if they cannot get it verified.
+    pub(crate) fn open_part(&self, digest: &Digest, registry: &str) -> io::Result<part::Part> {
+        let registry = Digest::sha256(registry.as_bytes());
+        let stem = format!(
+            "{}-{}",
+            digest.hex(),
+            registry.hex().get(..16).unwrap_or_default()
+        );
+        let part = part::Part::open(&self.directory(digest.algorithm()), &stem)?;
         self.lock_index().forget_part(part.path());
         Ok(part)
     }
@@ -266,10 +276,12 @@ impl Cache {
         part: part::Part,
         digest: &Digest,
         size_bytes: u64,
-        source: &str,
+        sources: &[String],
     ) -> io::Result<()> {
         part.publish(&self.path(digest), self.durable)?;
-        self.add_source(digest, source)?;
+        for source in sources {
+            self.add_source(digest, source)?;
+        }
         {
             let mut index = self.lock_index();
             index.insert(digest, size_bytes, SystemTime::now());

@@ -23,10 +23,10 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Opens `HEX.part`, and a fresh one of another name when somebody works on that.
-    pub(super) fn open(directory: &Path, hex: &str) -> io::Result<Self> {
+    /// Opens `STEM.part`, and a fresh one of another name when somebody works on that.
+    pub(super) fn open(directory: &Path, stem: &str) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let mut path = directory.join(format!("{hex}.part"));
+        let mut path = directory.join(format!("{stem}.part"));
         // Each turn that fails found the path taken or replaced by another process between two system calls.
         for _ in 0..64 {
             let file = OpenOptions::new()
@@ -45,7 +45,7 @@ impl Part {
                 });
             }
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            path = directory.join(format!("{hex}.{}-{number}.part", std::process::id()));
+            path = directory.join(format!("{stem}.{}-{number}.part", std::process::id()));
         }
         Err(io::Error::other("no free name for a partial blob"))
     }

@@ -1,7 +1,16 @@
 use super::*;
 use std::os::unix::fs::FileExt;
 
+const REGISTRY: &str = "registry.example";
 const SOURCE: &str = "registry.example a/b";
+
+fn part_name(digest: &Digest) -> String {
+    format!(
+        "{}-{}.part",
+        digest.hex(),
+        &Digest::sha256(REGISTRY.as_bytes()).hex()[..16]
+    )
+}
 
 fn open(directory: &Path, limit: Option<u64>) -> Arc<Cache> {
     let mut config = ClientConfig::new(directory);
@@ -11,9 +20,11 @@ fn open(directory: &Path, limit: Option<u64>) -> Arc<Cache> {
 
 fn publish(cache: &Cache, bytes: &[u8]) -> Digest {
     let digest = Digest::sha256(bytes);
-    let part = cache.open_part(&digest).unwrap();
+    let part = cache.open_part(&digest, REGISTRY).unwrap();
     part.file().write_all_at(bytes, 0).unwrap();
-    cache.publish(part, &digest, bytes.len() as u64, SOURCE).unwrap();
+    cache
+        .publish(part, &digest, bytes.len() as u64, &[SOURCE.to_owned()])
+        .unwrap();
     digest
 }
 
@@ -56,11 +67,11 @@ fn two_downloads_of_one_digest_do_not_share_a_part() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path(), None);
     let digest = Digest::sha256(b"hello");
-    let first = cache.open_part(&digest).unwrap();
-    let second = cache.open_part(&digest).unwrap();
+    let first = cache.open_part(&digest, REGISTRY).unwrap();
+    let second = cache.open_part(&digest, REGISTRY).unwrap();
     second.file().write_all_at(b"hello", 0).unwrap();
     first.file().write_all_at(b"jello", 0).unwrap();
-    cache.publish(second, &digest, 5, SOURCE).unwrap();
+    cache.publish(second, &digest, 5, &[SOURCE.to_owned()]).unwrap();
     assert_eq!(std::fs::read(cache.path(&digest)).unwrap(), b"hello");
     cache.keep_part(first);
 }
@@ -71,15 +82,15 @@ fn a_part_is_resumed_up_to_its_first_hole() {
     let cache = open(directory.path(), None);
     let digest = Digest::sha256(b"whatever");
     let mebibyte = vec![7_u8; 1 << 20];
-    let part = cache.open_part(&digest).unwrap();
+    let part = cache.open_part(&digest, REGISTRY).unwrap();
     assert_eq!(part.resumable_bytes, 0);
     part.file().write_all_at(&mebibyte, 0).unwrap();
     part.file().write_all_at(&mebibyte, 8 << 20).unwrap();
     cache.keep_part(part);
-    let part = cache.open_part(&digest).unwrap();
+    let part = cache.open_part(&digest, REGISTRY).unwrap();
     assert!(part.resumable_bytes <= 1 << 20, "{}", part.resumable_bytes);
     part.remove();
-    assert_eq!(cache.open_part(&digest).unwrap().resumable_bytes, 0);
+    assert_eq!(cache.open_part(&digest, REGISTRY).unwrap().resumable_bytes, 0);
 }
 
 #[test]
@@ -89,26 +100,26 @@ fn the_start_removes_abandoned_parts_only() {
     let fresh = Digest::sha256(b"fresh");
     let stale = Digest::sha256(b"stale");
     let busy = Digest::sha256(b"busy");
-    let fresh_part = cache.open_part(&fresh).unwrap();
+    let fresh_part = cache.open_part(&fresh, REGISTRY).unwrap();
     fresh_part.file().write_all_at(b"x", 0).unwrap();
     cache.keep_part(fresh_part);
-    let stale_part = cache.open_part(&stale).unwrap();
+    let stale_part = cache.open_part(&stale, REGISTRY).unwrap();
     stale_part.file().write_all_at(b"x", 0).unwrap();
     stale_part
         .file()
         .set_modified(SystemTime::now() - STALE_PART * 2)
         .unwrap();
     cache.keep_part(stale_part);
-    let busy_part = cache.open_part(&busy).unwrap();
+    let busy_part = cache.open_part(&busy, REGISTRY).unwrap();
     busy_part
         .file()
         .set_modified(SystemTime::now() - STALE_PART * 2)
         .unwrap();
-    let second = cache.open_part(&busy).unwrap();
+    let second = cache.open_part(&busy, REGISTRY).unwrap();
     drop(second); // As after kill -9: no cleaning up.
     assert_eq!(names(directory.path()).len(), 4);
     let _next = open(directory.path(), None);
-    let mut expected = [format!("{}.part", fresh.hex()), format!("{}.part", busy.hex())];
+    let mut expected = [part_name(&fresh), part_name(&busy)];
     expected.sort();
     assert_eq!(names(directory.path()), expected);
 }
@@ -148,16 +159,28 @@ fn kept_parts_are_bounded_now_and_at_the_next_start() {
     let cache = open(directory.path(), Some(1000));
     let digests: Vec<Digest> = (0..5_u8).map(|number| Digest::sha256(&[number])).collect();
     for digest in &digests {
-        let part = cache.open_part(digest).unwrap();
+        let part = cache.open_part(digest, REGISTRY).unwrap();
         part.file().write_all_at(&[1; 100], 0).unwrap();
         cache.keep_part(part);
     }
-    let mut expected: Vec<String> = digests[3..]
-        .iter()
-        .map(|digest| format!("{}.part", digest.hex()))
-        .collect();
+    let mut expected: Vec<String> = digests[3..].iter().map(part_name).collect();
     expected.sort();
     assert_eq!(names(directory.path()), expected);
     let _nothing_kept = open(directory.path(), Some(0));
     assert!(names(directory.path()).is_empty());
+}
+
+#[test]
+fn a_part_is_not_resumed_from_another_registry() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path(), None);
+    let digest = Digest::sha256(b"whatever");
+    let part = cache.open_part(&digest, REGISTRY).unwrap();
+    part.file().write_all_at(&[7; 200_000], 0).unwrap();
+    cache.keep_part(part);
+    assert_eq!(
+        cache.open_part(&digest, "other.example").unwrap().resumable_bytes,
+        0
+    );
+    assert!(cache.open_part(&digest, REGISTRY).unwrap().resumable_bytes > 0);
 }

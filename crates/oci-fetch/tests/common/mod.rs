@@ -508,6 +508,16 @@ pub fn as_user(key: &str, user: &str, password: &str) -> PullContext {
     }
 }
 
+/// Where a download of a layer from this server leaves what it has, below the cache directory.
+pub fn part_name(server: &Server, layer: &[u8]) -> String {
+    let registry = Digest::sha256(server.address.to_string().as_bytes());
+    format!(
+        "blobs/sha256/{}-{}.part",
+        Digest::sha256(layer).hex(),
+        &registry.hex()[..16]
+    )
+}
+
 pub async fn resolve(client: &Client, source: &ImageSource) -> Result<Image, FetchError> {
     client.resolve(source, &amd64(), &as_tenant("t")).await
 }
