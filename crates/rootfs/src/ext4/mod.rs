@@ -3,6 +3,19 @@
 //! [`plan`] decides the whole image: every inode number, every block, the exact size. [`Plan::emit`] writes it, each
 //! structure once. [`Native`] does both for whoever wants an [`ImageBackend`].
 //!
+//! ```
+//! use rootfs::{Metadata, Tree, ext4::Native, image::{ImageBackend, ImageOptions}, pack::Packs, tree::FileContent};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut tree = Tree::new();
+//! tree.put_file(b"/hello", Metadata::root(0o644), FileContent::inline(*b"hello\n"))?;
+//! let image = tempfile::tempfile()?;
+//! let summary = Native.write(&tree, &Packs::new(), &ImageOptions::new([0; 32]), &image)?;
+//! assert_eq!(image.metadata()?.len(), summary.size_bytes);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # The image
 //!
 //! Blocks of 4 KiB and inodes of 256 bytes; the features `ext_attr`, `dir_index`, `filetype`, `extent`, `flex_bg`,
@@ -13,6 +26,18 @@
 //! All metadata stands at the front. Then file contents, by pack and in the order of the pack, each pack from a 512 KiB
 //! boundary on: images with layers in common have the chunks of these layers in common. Free space is at the end.
 //! Zero blocks are not written, so the image is as sparse as the storage allows.
+//!
+//! # What is decided here
+//!
+//! - A read-only image has the feature `read-only`: a guest that mounts it `rw` by mistake gets it read-only.
+//! - `lost+found` (0700, 16 KiB, inode 11, dated 1970) is made unless the tree has something of that name.
+//! - Access, change and creation times are the modification time. What ext4 cannot express (before 1901, after 2446)
+//!   becomes the nearest second that it can. e2fsck takes the years 2310 to 2378 for a wrong encoding of times before
+//!   1970, and says so; the kernel reads them right, so they are written as they are.
+//! - Attributes of names that the kernel's ext4 has no handler for (`system.` other than POSIX ACLs) are refused. Inodes
+//!   with equal attribute blocks share one.
+//! - A read-write image has no blocks reserved for root, and exactly as many free blocks as asked for, or those that
+//!   the alignment of contents leaves, if these are more.
 //!
 //! # Limits
 //!
@@ -27,6 +52,9 @@ mod directory;
 mod emit;
 mod extent;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod inode;
 mod journal;

@@ -145,7 +145,7 @@ fn apply(fixture: &mut Fixture, paths: &[Vec<u8>], path: &[u8], step: &Step, met
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_trees_are_clean_and_read_back(
