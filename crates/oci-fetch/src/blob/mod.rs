@@ -1,5 +1,6 @@
 //! One layer's bytes: readable in order while they arrive, trusted when digest and size are right.
 
+mod access;
 mod download;
 mod reader;
 mod verify;

@@ -8,7 +8,8 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::blob::download::{Accesses, Job};
+use crate::blob::access::Accesses;
+use crate::blob::download::Job;
 use crate::blob::verify::mismatch;
 use crate::blob::{Phase, Progress};
 use crate::cache::Cache;

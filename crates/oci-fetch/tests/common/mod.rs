@@ -348,10 +348,10 @@ impl Drop for Server {
 pub fn quick(config: ClientConfig) -> ClientConfig {
     config
         .with_timeouts(Timeouts {
-            connect: Duration::from_secs(2),
-            header: Duration::from_secs(2),
-            no_progress: Duration::from_millis(300),
-            document: Duration::from_secs(2),
+            connect: Duration::from_secs(5),
+            header: Duration::from_secs(5),
+            no_progress: Duration::from_secs(1),
+            document: Duration::from_secs(5),
         })
         .with_retry(RetryPolicy {
             attempts: 4,
