@@ -9,7 +9,7 @@ import { createRequire } from "node:module";
 
 const [transportName, baseUrl, descriptorSet, request, tenant, modules] = process.argv.slice(2);
 const require = createRequire(modules + "/");
-const { createFileRegistry, create, fromBinary, fromJson } = require("@bufbuild/protobuf");
+const { createFileRegistry, fromBinary, fromJson } = require("@bufbuild/protobuf");
 const { FileDescriptorSetSchema } = require("@bufbuild/protobuf/wkt");
 const { createClient, Code, ConnectError } = require("@connectrpc/connect");
 const node = require("@connectrpc/connect-node");
@@ -36,7 +36,8 @@ const states = registry.getEnum("builder.v1.BuildState");
 
 let refused = null;
 try {
-  await client.getBuild({ buildId: "no-such-build", tenantId: tenant });
+  // Well-formed, and of no build.
+  await client.getBuild({ buildId: created.buildId.slice(0, -8) + "00000000", tenantId: tenant });
 } catch (error) {
   refused = Code[ConnectError.from(error).code];
 }

@@ -43,7 +43,9 @@ states = pool.FindEnumTypeByName("builder.v1.BuildState").values_by_number
 
 refused = None
 try:
-    get(message("GetBuildRequest")(build_id="no-such-build", tenant_id=tenant), timeout=30)
+    # Well-formed, and of no build.
+    other = created.build_id[:-8] + "00000000"
+    get(message("GetBuildRequest")(build_id=other, tenant_id=tenant), timeout=30)
 except grpc.RpcError as error:
     refused = error.code().name
 
