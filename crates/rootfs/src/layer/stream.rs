@@ -144,8 +144,11 @@ impl<R: Read> ByteSource for Stream<'_, '_, R> {
     }
 }
 
-/// SHA-256, in a thread of its own where one can be had: inflating and hashing cost about the same on a processor
-/// without SHA instructions, and a third of the time on one with them.
+/// SHA-256, in a thread of its own where one can be had.
+///
+/// Measured with `examples/measure_layer.rs` on 795 MB of `/usr/lib` as gzip, two processors with SHA instructions: 539 MB/s,
+/// against 395 MB/s for inflating and hashing by turns and 549 MB/s for inflating alone. With one processor it is
+/// 397 MB/s, so the hand-over costs nothing where it gains nothing.
 enum Hasher<'scope> {
     Thread {
         full: SyncSender<(Buffer, usize)>,
