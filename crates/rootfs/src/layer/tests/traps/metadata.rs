@@ -8,7 +8,7 @@ use super::{
     Expect::{Lines, Refused},
     check, file, metadata,
 };
-use crate::{DeviceNumber, Metadata, Timestamp, Xattrs};
+use crate::{DeviceNumber, Timestamp, Xattrs};
 
 #[test]
 fn owners_have_32_bits() {
