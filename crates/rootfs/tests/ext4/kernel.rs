@@ -53,7 +53,16 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.directory.path()).status();
+        // Something may still look at a mount that has just been used; nothing may stay behind after a failed test.
+        for lazy in [&[][..], &["--lazy"]] {
+            let status = Command::new("umount")
+                .args(lazy)
+                .arg(self.directory.path())
+                .status();
+            if status.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
     }
 }
 
