@@ -4,16 +4,21 @@ use std::process::Command;
 
 use crate::context::{Result, has_program, is_root, run};
 
-/// Programs that the end-to-end tests run or that make their images, and the packages that have them.
-const PROGRAMS: [(&str, &str); 12] = [
+/// Programs that tests run or that make their images, and the packages that have them.
+const PROGRAMS: [(&str, &str); 17] = [
+    ("bsdtar", "libarchive-tools"),
     ("buildah", "buildah"),
     ("busybox", "busybox-static"),
     ("curl", "curl"),
     ("docker-registry", "docker-registry"),
+    ("htpasswd", "apache2-utils"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
     ("mmdebstrap", "mmdebstrap"),
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("openssl", "openssl"),
+    ("ps", "procps"),
     ("python3", "python3"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("skopeo", "skopeo"),
