@@ -6,7 +6,8 @@ use builder_core::{
     StartError, StartErrorKind,
     service::{Builder, BuilderConfig, Check},
 };
-use oci_fetch::{ClientConfig, FetchError, Loopback, Policy};
+use oci_fetch::{ClientConfig, FetchError, Loopback};
+use tenant::{AllowedHosts, HostPattern, InvalidHostPattern, NodeCaps, TierTable};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
@@ -88,11 +89,12 @@ impl Daemon {
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
+        let registers = config.asset_manager.is_some();
         let edge = EdgeConfig {
             health_requests_per_second: config.health_requests_per_second,
             probe: Arc::new(move || {
                 let builder = probed.clone();
-                Box::pin(async move { vitals(&builder).await })
+                Box::pin(async move { vitals(&builder, registers).await })
             }),
         };
         let (router, reporter) = edge::router(service, edge).await?;
@@ -149,6 +151,8 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
         pack_cache_max_bytes: config.cache_max_bytes / 2,
         max_compressed_bytes: Some(config.max_image_bytes),
         layers_in_parallel: LAYERS_IN_PARALLEL,
+        tenants: tiers(config)?,
+        asset_manager: config.asset_manager.clone(),
     })
 }
 
@@ -165,17 +169,12 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     } else {
         0
     };
-    let mut fetch = ClientConfig::new(config.workspace_directory.join("cache/blobs"))
+    let mut fetch = ClientConfig::new(config.workspace_directory.join("cache"))
         .with_cache_limit(blob_cache_bytes)
         .with_max_image_size(config.max_image_bytes)
         .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
     if config.development {
         fetch = fetch.with_loopback(Loopback::PlainHttp);
-    }
-    if !config.allowed_registries.is_empty() {
-        let policy =
-            Policy::allowing(&config.allowed_registries).map_err(wrong("DOCKER_ALLOWED_REGISTRIES"))?;
-        fetch = fetch.with_policy(policy);
     }
     // Who is named exactly may be on a private network; a pattern may not.
     for registry in config
@@ -195,6 +194,39 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     Ok(fetch)
 }
 
+/// What each tier may use on this machine.
+fn tiers(config: &Config) -> Result<TierTable, DaemonError> {
+    let mut table = TierTable::new(config.default_tier, &config.tenant_defaults);
+    if !config.allowed_registries.is_empty() {
+        let patterns = config.allowed_registries.iter().map(|name| name.parse());
+        let patterns: Vec<HostPattern> =
+            patterns
+                .collect::<Result<_, InvalidHostPattern>>()
+                .map_err(|source| DaemonError::Setting {
+                    setting: "DOCKER_ALLOWED_REGISTRIES",
+                    source: Box::new(source),
+                })?;
+        table = table.with_registries(&AllowedHosts::only(patterns));
+    }
+    let caps = NodeCaps {
+        build_timeout: Some(config.build_timeout),
+        concurrent_builds: u32::try_from(config.max_concurrent_builds).ok(),
+        image_bytes: Some(config.max_image_bytes),
+        storage_bytes: None,
+    };
+    let (table, cuts) = table.capped(&caps);
+    for cut in cuts {
+        tracing::info!(
+            tier = cut.tier.as_str(),
+            quota = cut.cut.quota.as_str(),
+            tier_figure = cut.cut.asked,
+            machine_figure = cut.cut.allowed,
+            "The machine's own setting cuts a figure of a tier"
+        );
+    }
+    Ok(table)
+}
+
 /// Names the setting that is behind a failed start, where one is.
 fn start_error(error: StartError) -> DaemonError {
     let setting = match error.kind {
@@ -210,7 +242,7 @@ fn start_error(error: StartError) -> DaemonError {
     }
 }
 
-async fn vitals(builder: &Builder) -> Vitals {
+async fn vitals(builder: &Builder, registers: bool) -> Vitals {
     let health = builder.health().await;
     let word = |name: &str, check: &Check| match check {
         Check::Healthy => "healthy",
@@ -223,7 +255,7 @@ async fn vitals(builder: &Builder) -> Vitals {
         storage: word("storage", &health.storage),
         database: word("database", &health.database),
         registry: "not_checked",
-        assetmanager: "disabled",
+        assetmanager: if registers { "not_checked" } else { "disabled" },
     };
     let status = match (&health.storage, &health.database) {
         _ if health.draining => "draining",

@@ -154,7 +154,7 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
 fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<Client, Failure> {
     let failed = |error: oci_fetch::FetchError| Failure::new(Exit::CannotCreate, chain(&error));
     // Whoever runs this command may reach this machine's own registries anyway.
-    let mut config = ClientConfig::new(cache.join("cache/blobs"))
+    let mut config = ClientConfig::new(cache.join("cache"))
         .with_cache_limit(MAX_BLOB_CACHE_BYTES)
         .with_loopback(Loopback::Tls)
         .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));

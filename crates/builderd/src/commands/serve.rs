@@ -137,6 +137,10 @@ fn start_failure(error: &DaemonError) -> Failure {
         DaemonError::Builder(error) if error.kind == StartErrorKind::Configuration => {
             Failure::new(Exit::Usage, cause)
         }
+        DaemonError::Builder(error) if error.kind == StartErrorKind::AssetManager => Failure::new(
+            Exit::Usage,
+            format!("{VARIABLE_PREFIX}ASSETMANAGER_ENDPOINT: {cause}"),
+        ),
         DaemonError::Builder(_) => Failure::new(Exit::Unavailable, cause),
         DaemonError::Edge(_) => Failure::new(Exit::Internal, cause),
     }

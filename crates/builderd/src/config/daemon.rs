@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use assetclient::ServiceName;
 use builder_core::request::Backend;
+use tenant::{TenantDefaults, Tier};
 
 use super::values::{ConfigError, Values};
 
@@ -44,7 +46,13 @@ pub struct Config {
     pub allowed_registries: Vec<String>,
     /// Registries that are spoken to over plain HTTP.
     pub insecure_registries: Vec<String>,
-    /// How log lines look.
+    /// The tier of tenants that are not known.
+    pub default_tier: Tier,
+    /// What that tier may use.
+    pub tenant_defaults: TenantDefaults,
+    /// Where finished images are registered; `None` for nowhere.
+    pub asset_manager: Option<assetclient::Config>,
+    /// What is logged, and how.
     pub log: LogConfig,
 }
 
@@ -88,6 +96,7 @@ impl Config {
                 "expected error, warn, info, debug or trace, or a filter as info,builder_core=debug",
             ));
         }
+        let asset_manager = asset_manager(values, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -112,6 +121,23 @@ impl Config {
             max_image_bytes: values.gibibytes("DOCKER_MAX_IMAGE_SIZE_GB"),
             allowed_registries: values.list("DOCKER_ALLOWED_REGISTRIES"),
             insecure_registries: values.list("DOCKER_INSECURE_REGISTRIES"),
+            default_tier: match values.text("TENANT_DEFAULT_TIER") {
+                "pro" => Tier::Pro,
+                "enterprise" => Tier::Enterprise,
+                "dedicated" => Tier::Dedicated,
+                _ => Tier::Free,
+            },
+            tenant_defaults: TenantDefaults {
+                memory_bytes: values.integer("TENANT_DEFAULT_MAX_MEMORY_BYTES"),
+                disk_bytes: values.integer("TENANT_DEFAULT_MAX_DISK_BYTES"),
+                timeout: Duration::from_secs(values.integer("TENANT_DEFAULT_TIMEOUT_SECONDS")),
+                build_time: Duration::from_secs(
+                    values.integer::<u64>("TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES") * 60,
+                ),
+                // The others have the values of their settings' defaults: nothing else is accepted yet.
+                ..TenantDefaults::default()
+            },
+            asset_manager,
             log,
         })
     }
@@ -149,21 +175,30 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
             errors.push(values.refuse(name, problem));
         }
     }
-    let switches = [
-        (
+    if values.flag("TENANT_ISOLATION_ENABLED") {
+        errors.push(values.refuse(
             "TENANT_ISOLATION_ENABLED",
             "workers are not contained in namespaces and control groups yet: set \
              UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without, or start with --dev",
-        ),
-        (
-            "ASSETMANAGER_ENABLED",
-            "images are not registered with assetmanagerd yet: set UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false, or start \
-             with --dev",
-        ),
-    ];
-    for (name, problem) in switches {
-        if values.flag(name) {
-            errors.push(values.refuse(name, problem));
-        }
+        ));
     }
+}
+
+/// Where images are registered, when they are.
+fn asset_manager(values: &Values, errors: &mut Vec<ConfigError>) -> Option<assetclient::Config> {
+    if !values.flag("ASSETMANAGER_ENABLED") {
+        return None;
+    }
+    let mut config = assetclient::Config::new(values.text("ASSETMANAGER_ENDPOINT"));
+    config.service = match values.text("ASSETMANAGER_SERVICE") {
+        "deploy.assetmanagerd.v1" => ServiceName::DeployAssetmanagerdV1,
+        _ => ServiceName::AssetV1,
+    };
+    if let Err(error) = config.validate() {
+        let problem = format!(
+            "{error}; without assetmanagerd, set UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false or start with --dev"
+        );
+        errors.push(values.refuse("ASSETMANAGER_ENDPOINT", problem));
+    }
+    Some(config)
 }

@@ -118,8 +118,6 @@ const NO_TELEMETRY: &str =
     "telemetry is not exported in this version: the log on standard error is what there is";
 const NO_AUDIT: &str = "no audit log is written in this version";
 const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
-const NO_TIERS: &str =
-    "tenants have no tiers in this version: BUILD_TIMEOUT and what a request asks for bound a build";
 const NO_RETENTION: &str = "nothing is removed after some time in this version";
 
 const fn works(name: &'static str, default: &'static str, form: Form, help: &'static str) -> Setting {
@@ -332,8 +330,7 @@ pub const SETTINGS: &[Setting] = &[
         Form::Word(TIERS),
         "Tier of tenants that are not known",
     )
-    .in_development("pro")
-    .not_yet(NO_TIERS),
+    .in_development("pro"),
     works(
         "TENANT_QUOTA_CHECK_INTERVAL",
         "5m",
@@ -346,29 +343,26 @@ pub const SETTINGS: &[Setting] = &[
         "2147483648",
         BYTES,
         "Bytes of memory of a build, default tier",
-    )
-    .not_yet(NO_TIERS),
+    ),
     works(
         "TENANT_DEFAULT_MAX_CPU_CORES",
         "2",
         COUNT,
         "Cores of a build, default tier",
     )
-    .not_yet(NO_TIERS),
+    .not_yet("the cores of a build are not bounded in this version"),
     works(
         "TENANT_DEFAULT_MAX_DISK_BYTES",
         "10737418240",
         BYTES,
         "Bytes of disk of a build, default tier",
-    )
-    .not_yet(NO_TIERS),
+    ),
     works(
         "TENANT_DEFAULT_TIMEOUT_SECONDS",
         "900",
         COUNT,
         "Seconds of a build, default tier",
-    )
-    .not_yet(NO_TIERS),
+    ),
     works(
         "TENANT_DEFAULT_MAX_CONCURRENT_BUILDS",
         "3",
@@ -395,8 +389,7 @@ pub const SETTINGS: &[Setting] = &[
         "30",
         COUNT,
         "Minutes of a build, default tier",
-    )
-    .not_yet(NO_TIERS),
+    ),
     // State.
     works(
         "DATABASE_DATA_DIR",
@@ -435,6 +428,12 @@ pub const SETTINGS: &[Setting] = &[
         "Where assetmanagerd is",
     )
     .partial(),
+    works(
+        "ASSETMANAGER_SERVICE",
+        "asset.v1",
+        Form::Word(&["asset.v1", "deploy.assetmanagerd.v1"]),
+        "The package under which assetmanagerd serves",
+    ),
     // Who may call.
     works(
         "AUTH_MODE",

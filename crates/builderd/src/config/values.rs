@@ -152,8 +152,10 @@ impl Values {
         parse_duration(self.text(name)).expect("checked when collected")
     }
 
+    /// A path from the root on: it is also told to callers, who run elsewhere.
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(self.text(name))
+        let path = Path::new(self.text(name));
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
     }
 
     pub(super) fn address(&self, name: &str) -> IpAddr {

@@ -32,7 +32,7 @@ pub struct Checks {
     pub database: &'static str,
     /// The registry. Builds name their own, so this is `not_checked`.
     pub registry: &'static str,
-    /// assetmanagerd, or `disabled`.
+    /// assetmanagerd: `disabled`, or `not_checked` since an absent one does not take the service out.
     pub assetmanager: &'static str,
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! There is one implementation of each method, tonic's. Size limits hold on both ways in; deadlines, panics and spans
-//! are the [guard](guard)'s, which every call passes once.
+//! are the guard's, which every call passes once.
 
 mod connection;
 mod forward;

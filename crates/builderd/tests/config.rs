@@ -1,0 +1,509 @@
+//! Every variable: set to something that works it takes effect, set to anything else the start is refused with the
+//! variable, the value and what is expected.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::Path, time::Duration};
+
+use builderd::config::{
+    Config, ConfigError, Effect, Form, LogFormat, SETTINGS, Source, VARIABLE_PREFIX, Values,
+};
+
+/// What a production start needs besides, so that a single variable can be looked at.
+const PRODUCTION: [(&str, &str); 3] = [
+    ("TLS_MODE", "disabled"),
+    ("TENANT_ISOLATION_ENABLED", "false"),
+    ("ASSETMANAGER_ENABLED", "false"),
+];
+
+fn collect(variables: &[(&str, &str)], state_directory: Option<&str>) -> Result<Values, Vec<ConfigError>> {
+    let environment = variables.iter().map(|(name, value)| {
+        (
+            OsString::from(format!("{VARIABLE_PREFIX}{name}")),
+            OsString::from(value),
+        )
+    });
+    Values::collect(environment, |_| None, state_directory.map(Path::new))
+}
+
+fn production(variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+    let all: BTreeMap<_, _> = PRODUCTION.iter().chain(variables).copied().collect();
+    let all: Vec<_> = all.into_iter().collect();
+    collect(&all, None).and_then(|values| Config::from_values(&values, false))
+}
+
+fn development(variables: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+    collect(variables, Some("/state")).and_then(|values| Config::from_values(&values, true))
+}
+
+/// The only error there is, as text.
+fn refusal<T: std::fmt::Debug>(result: Result<T, Vec<ConfigError>>) -> String {
+    let errors = result.expect_err("expected to be refused");
+    let [error] = errors.as_slice() else {
+        panic!("expected one error, got {errors:?}");
+    };
+    error.to_string()
+}
+
+#[test]
+fn production_defaults_are_refused_as_long_as_they_cannot_be_honoured() {
+    let errors = collect(&[], None)
+        .and_then(|values| Config::from_values(&values, false))
+        .unwrap_err();
+    let text: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    for (variable, ways_out) in [
+        (
+            "UNKEY_BUILDERD_TLS_MODE",
+            ["UNKEY_BUILDERD_TLS_MODE=disabled", "--dev"],
+        ),
+        (
+            "UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED",
+            ["UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false", "--dev"],
+        ),
+        (
+            "UNKEY_BUILDERD_ASSETMANAGER_ENDPOINT",
+            ["UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false", "--dev"],
+        ),
+    ] {
+        let line = text
+            .iter()
+            .find(|line| line.starts_with(variable))
+            .unwrap_or_else(|| panic!("{variable}: {text:?}"));
+        assert!(ways_out.iter().all(|way| line.contains(way)), "{line}");
+    }
+    assert_eq!(text.len(), 3, "{text:?}");
+}
+
+#[test]
+fn production_keeps_the_documented_defaults() {
+    let config = production(&[]).unwrap();
+    assert_eq!(config.address, SocketAddr::from(([0, 0, 0, 0], 8082)));
+    assert_eq!(config.shutdown_timeout, Duration::from_secs(15));
+    assert_eq!(config.health_requests_per_second, 100);
+    assert_eq!(config.max_concurrent_builds, 5);
+    assert_eq!(config.build_timeout, Duration::from_secs(900));
+    assert_eq!(config.scratch_directory, Path::new("/tmp/builderd"));
+    assert_eq!(config.output_directory, Path::new("/opt/builderd/rootfs"));
+    assert_eq!(config.workspace_directory, Path::new("/opt/builderd/workspace"));
+    assert_eq!(config.database_directory, Path::new("/opt/builderd/data"));
+    assert!(config.cache_enabled);
+    assert_eq!(config.cache_max_bytes, 50 << 30);
+    assert_eq!(config.max_image_bytes, 5 << 30);
+    assert!(config.registry_credentials);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.filter, "info");
+}
+
+#[test]
+fn development_keeps_everything_in_one_directory_and_to_this_machine() {
+    let config = development(&[]).unwrap();
+    assert_eq!(config.address, SocketAddr::from(([127, 0, 0, 1], 8082)));
+    assert_eq!(config.database_directory, Path::new("/state/data"));
+    assert_eq!(config.output_directory, Path::new("/state/rootfs"));
+    assert_eq!(config.workspace_directory, Path::new("/state/workspace"));
+    assert_eq!(config.scratch_directory, Path::new("/state/scratch"));
+    assert_eq!(config.log.format, LogFormat::Pretty);
+    assert!(config.development);
+}
+
+#[test]
+fn explicit_variables_win_over_development() {
+    let config = development(&[
+        ("ADDRESS", "0.0.0.0"),
+        ("WORKSPACE_DIR", "/elsewhere"),
+        ("LOG_FORMAT", "json"),
+    ])
+    .unwrap();
+    assert!(config.address.ip().is_unspecified());
+    assert_eq!(config.workspace_directory, Path::new("/elsewhere"));
+    assert_eq!(config.log.format, LogFormat::Json);
+    let refused = refusal(development(&[("TLS_MODE", "spiffe")]));
+    assert!(
+        refused.contains("UNKEY_BUILDERD_TLS_MODE=\"spiffe\""),
+        "{refused}"
+    );
+}
+
+#[test]
+fn flags_go_before_variables() {
+    let environment = [
+        ("UNKEY_BUILDERD_PORT", "1000"),
+        ("UNKEY_BUILDERD_RATE_LIMIT", "7"),
+    ];
+    let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let flag = |setting: &builderd::config::Setting| (setting.name == "PORT").then(|| "2000".to_owned());
+    let values = Values::collect(environment, flag, Some(Path::new("/state"))).unwrap();
+    let config = Config::from_values(&values, true).unwrap();
+    assert_eq!(config.address.port(), 2000);
+    assert_eq!(config.health_requests_per_second, 7);
+    assert_eq!(values.source("PORT"), Source::Flag);
+    assert_eq!(values.source("RATE_LIMIT"), Source::Variable);
+    assert_eq!(values.source("ADDRESS"), Source::Development);
+    assert_eq!(values.source("BUILD_TIMEOUT"), Source::Default);
+}
+
+#[test]
+fn working_variables_take_effect() {
+    type Seen = fn(&Config) -> String;
+    let cases: &[(&str, &str, Seen, &str)] = &[
+        ("PORT", "9000", |config| config.address.port().to_string(), "9000"),
+        ("ADDRESS", "::1", |config| config.address.ip().to_string(), "::1"),
+        (
+            "ADDRESS",
+            "localhost",
+            |config| config.address.ip().to_string(),
+            "127.0.0.1",
+        ),
+        (
+            "SHUTDOWN_TIMEOUT",
+            "1m30s",
+            |config| config.shutdown_timeout.as_secs().to_string(),
+            "90",
+        ),
+        (
+            "SHUTDOWN_TIMEOUT",
+            "0",
+            |config| config.shutdown_timeout.as_secs().to_string(),
+            "0",
+        ),
+        (
+            "RATE_LIMIT",
+            "3",
+            |config| config.health_requests_per_second.to_string(),
+            "3",
+        ),
+        (
+            "MAX_CONCURRENT_BUILDS",
+            "9",
+            |config| config.max_concurrent_builds.to_string(),
+            "9",
+        ),
+        (
+            "BUILD_TIMEOUT",
+            "1h30m",
+            |config| config.build_timeout.as_secs().to_string(),
+            "5400",
+        ),
+        (
+            "SCRATCH_DIR",
+            "/a",
+            |config| config.scratch_directory.display().to_string(),
+            "/a",
+        ),
+        (
+            "ROOTFS_OUTPUT_DIR",
+            "/b",
+            |config| config.output_directory.display().to_string(),
+            "/b",
+        ),
+        (
+            "WORKSPACE_DIR",
+            "/c",
+            |config| config.workspace_directory.display().to_string(),
+            "/c",
+        ),
+        (
+            "DATABASE_DATA_DIR",
+            "/d",
+            |config| config.database_directory.display().to_string(),
+            "/d",
+        ),
+        (
+            "ROOTFS_BACKEND",
+            "mke2fs",
+            |config| format!("{:?}", config.backend),
+            "Mke2fs",
+        ),
+        (
+            "STORAGE_CACHE_ENABLED",
+            "false",
+            |config| config.cache_enabled.to_string(),
+            "false",
+        ),
+        (
+            "STORAGE_CACHE_ENABLED",
+            "0",
+            |config| config.cache_enabled.to_string(),
+            "false",
+        ),
+        (
+            "STORAGE_CACHE_MAX_SIZE_GB",
+            "2",
+            |config| config.cache_max_bytes.to_string(),
+            "2147483648",
+        ),
+        (
+            "DOCKER_REGISTRY_AUTH",
+            "false",
+            |config| config.registry_credentials.to_string(),
+            "false",
+        ),
+        (
+            "DOCKER_MAX_IMAGE_SIZE_GB",
+            "1",
+            |config| config.max_image_bytes.to_string(),
+            "1073741824",
+        ),
+        (
+            "DOCKER_ALLOWED_REGISTRIES",
+            "a.io, b.io,",
+            |config| config.allowed_registries.join("+"),
+            "a.io+b.io",
+        ),
+        (
+            "DOCKER_INSECURE_REGISTRIES",
+            "c:5000",
+            |config| config.insecure_registries.join("+"),
+            "c:5000",
+        ),
+        ("LOG_LEVEL", "debug", |config| config.log.filter.clone(), "debug"),
+        (
+            "LOG_FORMAT",
+            "pretty",
+            |config| format!("{:?}", config.log.format),
+            "Pretty",
+        ),
+        (
+            "TENANT_DEFAULT_TIER",
+            "enterprise",
+            |config| config.default_tier.to_string(),
+            "enterprise",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_MEMORY_BYTES",
+            "5",
+            |config| config.tenant_defaults.memory_bytes.to_string(),
+            "5",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_DISK_BYTES",
+            "6",
+            |config| config.tenant_defaults.disk_bytes.to_string(),
+            "6",
+        ),
+        (
+            "TENANT_DEFAULT_TIMEOUT_SECONDS",
+            "7",
+            |config| config.tenant_defaults.timeout.as_secs().to_string(),
+            "7",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES",
+            "8",
+            |config| config.tenant_defaults.build_time.as_secs().to_string(),
+            "480",
+        ),
+    ];
+    for (name, value, seen, expected) in cases {
+        let config =
+            production(&[(name, value)]).unwrap_or_else(|errors| panic!("{name}={value}: {errors:?}"));
+        assert_eq!(seen(&config), *expected, "{name}={value}");
+    }
+
+    let variables = [
+        ("ASSETMANAGER_ENABLED", "true"),
+        ("ASSETMANAGER_ENDPOINT", "http://127.0.0.1:8083"),
+        ("ASSETMANAGER_SERVICE", "deploy.assetmanagerd.v1"),
+    ];
+    let asset_manager = production(&variables).unwrap().asset_manager.unwrap();
+    assert_eq!(asset_manager.endpoint, "http://127.0.0.1:8083");
+    assert_eq!(
+        asset_manager.service.to_string(),
+        "deploy.assetmanagerd.v1.AssetManagerService"
+    );
+
+    // A variable that works and is missing is not proven to work.
+    for setting in SETTINGS
+        .iter()
+        .filter(|setting| matches!(setting.effect, Effect::Works))
+    {
+        let seen = cases
+            .iter()
+            .map(|case| case.0)
+            .chain(variables.map(|variable| variable.0));
+        assert!(
+            seen.into_iter().any(|name| name == setting.name),
+            "{} is not in the table",
+            setting.name
+        );
+    }
+}
+
+#[test]
+fn values_of_another_form_are_refused_with_what_is_expected() {
+    for (name, value, expected) in [
+        ("PORT", "65536", "expected a whole number from 0 to 65535"),
+        ("PORT", "-1", "expected a whole number"),
+        ("PORT", "+80", "expected a whole number"),
+        ("PORT", " 80", "expected a whole number"),
+        ("ADDRESS", "builder.example.com", "expected an IP address"),
+        ("SHUTDOWN_TIMEOUT", "10", "expected a duration"),
+        ("BUILD_TIMEOUT", "0", "expected a duration above zero"),
+        ("BUILD_TIMEOUT", "-5m", "expected a duration above zero"),
+        ("BUILD_TIMEOUT", "15 minutes", "as 15m or 1h30m"),
+        ("RATE_LIMIT", "0", "expected a whole number"),
+        ("MAX_CONCURRENT_BUILDS", "0", "from 1 to 1024"),
+        ("STORAGE_BACKEND", "S3", "expected local, s3 or gcs"),
+        ("STORAGE_CACHE_ENABLED", "yes", "expected true or false"),
+        (
+            "STORAGE_CACHE_MAX_SIZE_GB",
+            "99999999999999",
+            "expected a whole number",
+        ),
+        (
+            "TENANT_DEFAULT_TIER",
+            "gold",
+            "expected free, pro, enterprise or dedicated",
+        ),
+        ("LOG_FORMAT", "xml", "expected json or pretty"),
+        ("LOG_LEVEL", "[", "expected error, warn, info, debug or trace"),
+        ("ASSETMANAGER_ENDPOINT", "localhost:8083", "expected a URL"),
+        ("OTEL_SAMPLING_RATE", "2", "expected a number from 0 to 1"),
+    ] {
+        let refused = refusal(production(&[(name, value)]));
+        let begin = format!("UNKEY_BUILDERD_{name}={value:?}");
+        assert!(
+            refused.starts_with(&begin) && refused.contains(expected),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_with_its_reason() {
+    for (name, value) in [
+        ("TLS_MODE", "file"),
+        ("STORAGE_BACKEND", "s3"),
+        ("STORAGE_BACKEND", "gcs"),
+        ("DATABASE_TYPE", "postgres"),
+        ("AUTH_MODE", "bearer"),
+        ("AUTH_MODE", "mtls"),
+        ("TENANT_ISOLATION_ENABLED", "true"),
+    ] {
+        let refused = refusal(production(&[(name, value)]));
+        assert!(refused.contains("yet: set UNKEY_BUILDERD_"), "{refused}");
+    }
+    // Everything that does nothing: its default is accepted, any other value is not.
+    for setting in SETTINGS {
+        let Effect::NotYet(reason) = setting.effect else {
+            continue;
+        };
+        let other = match setting.form {
+            Form::Bool => {
+                if setting.default == "true" {
+                    "false"
+                } else {
+                    "true"
+                }
+            }
+            Form::Integer { .. } => "77",
+            Form::Ratio => "0.5",
+            Form::Duration { .. } => "77s",
+            Form::Address => "10.0.0.1",
+            Form::Url => "https://example.com",
+            Form::Word(words) => words.last().unwrap(),
+            Form::Text | Form::Path | Form::List => "/something/else",
+        };
+        let refused = refusal(production(&[(setting.name, other)]));
+        assert!(
+            refused.starts_with(&setting.variable()) && refused.contains(reason),
+            "{refused}"
+        );
+        if !setting.default.is_empty() {
+            production(&[(setting.name, setting.default)]).unwrap_or_else(|errors| panic!("{errors:?}"));
+        }
+    }
+    // The same value in another spelling is the same value.
+    production(&[("CLEANUP_INTERVAL", "60m")]).unwrap();
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    for name in [
+        "DATABASE_PASSWORD",
+        "STORAGE_S3_SECRET_KEY",
+        "STORAGE_S3_ACCESS_KEY",
+    ] {
+        let refused = refusal(production(&[(name, "hunter2")]));
+        assert!(
+            refused.contains(name) && !refused.contains("hunter2"),
+            "{refused}"
+        );
+    }
+    let values = collect(&[("TENANT_ID", "acme")], Some("/state")).unwrap();
+    assert!(format!("{values:?}").contains("acme"));
+}
+
+#[test]
+fn unknown_variables_are_refused_with_a_suggestion() {
+    for (name, suggestion) in [
+        ("PROT", Some("UNKEY_BUILDERD_PORT")),
+        ("BUILD_TIMOUT", Some("UNKEY_BUILDERD_BUILD_TIMEOUT")),
+        (
+            "STORAGE_CACHE_SIZE_GB",
+            Some("UNKEY_BUILDERD_STORAGE_CACHE_MAX_SIZE_GB"),
+        ),
+        ("ZZZ", None),
+    ] {
+        let refused = refusal(production(&[(name, "a secret perhaps")]));
+        assert!(
+            refused.starts_with(&format!("UNKEY_BUILDERD_{name}: there is no such setting")),
+            "{refused}"
+        );
+        assert!(!refused.contains("a secret perhaps"), "{refused}");
+        match suggestion {
+            Some(suggestion) => assert!(
+                refused.contains(&format!("did you mean {suggestion}?")),
+                "{refused}"
+            ),
+            None => assert!(!refused.contains("did you mean"), "{refused}"),
+        }
+    }
+    // Other programs' variables are none of our business.
+    Values::collect(
+        [(OsString::from("UNKEY_METALD_PORT"), OsString::from("1"))],
+        |_| None,
+        None,
+    )
+    .unwrap();
+}
+
+#[test]
+fn an_empty_variable_is_an_unset_one() {
+    let every: Vec<_> = SETTINGS.iter().map(|setting| (setting.name, "")).collect();
+    let values = collect(&every, Some("/state")).unwrap();
+    assert!(
+        SETTINGS
+            .iter()
+            .all(|setting| values.source(setting.name) != Source::Variable)
+    );
+    collect(&[("NO_SUCH_SETTING", "")], None).unwrap();
+}
+
+#[test]
+fn all_errors_come_at_once() {
+    let errors = production(&[("PORT", "x"), ("RATE_LIMIT", "y"), ("PROT", "z")]).unwrap_err();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+}
+
+#[test]
+fn every_setting_of_the_documented_list_is_known() {
+    let documented = "PORT ADDRESS SHUTDOWN_TIMEOUT RATE_LIMIT MAX_CONCURRENT_BUILDS BUILD_TIMEOUT SCRATCH_DIR \
+        ROOTFS_OUTPUT_DIR WORKSPACE_DIR STORAGE_BACKEND STORAGE_RETENTION_DAYS STORAGE_MAX_SIZE_GB STORAGE_CACHE_ENABLED \
+        STORAGE_CACHE_MAX_SIZE_GB DOCKER_REGISTRY_AUTH DOCKER_MAX_IMAGE_SIZE_GB DOCKER_PULL_TIMEOUT \
+        DOCKER_REGISTRY_MIRROR TENANT_ISOLATION_ENABLED TENANT_DEFAULT_TIER TENANT_QUOTA_CHECK_INTERVAL \
+        TENANT_DEFAULT_MAX_MEMORY_BYTES TENANT_DEFAULT_MAX_CPU_CORES TENANT_DEFAULT_MAX_DISK_BYTES \
+        TENANT_DEFAULT_TIMEOUT_SECONDS TENANT_DEFAULT_MAX_CONCURRENT_BUILDS TENANT_DEFAULT_MAX_DAILY_BUILDS \
+        ASSETMANAGER_ENABLED ASSETMANAGER_ENDPOINT OTEL_ENABLED OTEL_SERVICE_NAME OTEL_ENDPOINT OTEL_SAMPLING_RATE \
+        OTEL_PROMETHEUS_ENABLED OTEL_PROMETHEUS_PORT TLS_MODE SPIFFE_SOCKET CLEANUP_INTERVAL \
+        DOCKER_ALLOWED_REGISTRIES DOCKER_INSECURE_REGISTRIES TENANT_DEFAULT_MAX_STORAGE_BYTES \
+        TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES DATABASE_DATA_DIR DATABASE_TYPE DATABASE_HOST DATABASE_PORT DATABASE_NAME \
+        DATABASE_USERNAME DATABASE_PASSWORD DATABASE_SSL_MODE STORAGE_S3_BUCKET STORAGE_S3_REGION STORAGE_S3_ENDPOINT \
+        STORAGE_S3_ACCESS_KEY STORAGE_S3_SECRET_KEY STORAGE_GCS_BUCKET STORAGE_GCS_PROJECT \
+        STORAGE_GCS_CREDENTIALS_PATH OTEL_SERVICE_VERSION OTEL_PROMETHEUS_INTERFACE OTEL_HIGH_CARDINALITY_ENABLED \
+        LOG_LEVEL LOG_FORMAT AUDIT_ENABLED AUDIT_LOG_PATH TLS_CERT_FILE TLS_KEY_FILE TLS_CA_FILE SERVER_ADDRESS \
+        TENANT_ID USER_ID AUTH_MODE AUTH_TOKENS_FILE AUTH_SERVICE_IDS";
+    for name in documented.split_whitespace() {
+        assert!(SETTINGS.iter().any(|setting| setting.name == name), "{name}");
+    }
+}
