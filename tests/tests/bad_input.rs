@@ -313,11 +313,22 @@ fn without_e2fsprogs_or_root_the_mke2fs_backend_says_what_it_needs() {
     let registry = Registry::start().unwrap();
     let reference = registry.publish("team/app", "1", &sample().build());
 
+    // In a mount namespace where something else lies over the program.
     let mut without_e2fsprogs = CommandLine::new(&builderd, &reference);
-    without_e2fsprogs
-        .command
-        .args(["--backend", "mke2fs"])
-        .env("PATH", "/nonexistent");
+    let plain = without_e2fsprogs.command;
+    let mut hidden = Command::new("unshare");
+    hidden.args([
+        "--mount",
+        "sh",
+        "-c",
+        r#"mount --bind /dev/null "$0" && exec "$@""#,
+    ]);
+    hidden
+        .arg(lab::program("mke2fs", "e2fsprogs").unwrap())
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    hidden.args(["--backend", "mke2fs"]);
+    without_e2fsprogs.command = hidden;
     without_e2fsprogs.fails_with("no e2fsprogs", &["e2fsprogs"]);
 
     // As somebody who may reach the program and its directories and is not root.

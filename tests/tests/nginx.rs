@@ -32,6 +32,7 @@ const HOLDS_ADDED: [&str; 2] = ["/", "/usr/bin"];
 /// A finished image, and what has to live as long.
 struct Built {
     image: PathBuf,
+    checksum: String,
     _state: TempDir,
 }
 
@@ -59,7 +60,32 @@ async fn built(layout: &Path, format: &str, backend: &str) -> Built {
     let image = PathBuf::from(&build.rootfs_path);
     assert_eq!(check::sha256(&image).unwrap(), build.rootfs_checksum);
     check::e2fsck(&image).unwrap();
-    Built { image, _state: state }
+    Built {
+        image,
+        checksum: build.rootfs_checksum,
+        _state: state,
+    }
+}
+
+/// Has the command line build an image of the lab, from its directory.
+fn built_by_command_line(layout: &Path, options: &[&str]) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("rootfs.ext4");
+    let mut command = Command::new(parts::builderd().unwrap());
+    command
+        .arg("build")
+        .arg(format!("oci:{}:1", layout.display()))
+        .arg("--output")
+        .arg(&image);
+    check::run(
+        command
+            .arg("--cache-dir")
+            .arg(directory.path().join("cache"))
+            .args(options),
+    )
+    .unwrap();
+    check::e2fsck(&image).unwrap();
+    (directory, image)
 }
 
 /// What every test here needs.
@@ -186,7 +212,27 @@ async fn a_tiny_image_says_hello_from_every_kind_of_manifest() {
             );
         }
         assert!(boot.ended_by_itself, "{format}: {}", boot.serial);
+        if format == "oci" {
+            // The same manifest gives the same bytes, whoever asks and wherever it comes from.
+            let (_directory, image) = built_by_command_line(&layout, &[]);
+            assert_eq!(check::sha256(&image).unwrap(), built.checksum);
+        }
     }
+
+    // The other architecture's has no init, so it is only built.
+    let (_directory, image) = built_by_command_line(&layout, &["--platform", "linux/arm64", "--raw"]);
+    let mounted = Mounted::image(&image).unwrap();
+    let listing = Listing::of_directory(mounted.path()).unwrap();
+    let paths: Vec<_> = listing
+        .lines
+        .keys()
+        .map(|path| String::from_utf8_lossy(path))
+        .collect();
+    assert_eq!(
+        paths,
+        ["/", "/bin", "/bin/busybox", "/etc", "/etc/hello", "/lost+found"],
+        "nothing of ours"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,7 @@ pub enum Vmm {
     /// QEMU's q35: a PC with PCI and a keyboard controller.
     #[default]
     QemuQ35,
-    /// QEMU's microvm: virtio over MMIO, as Firecracker has it. No keyboard, so no Ctrl-Alt-Delete.
+    /// QEMU's microvm: virtio over MMIO, as Firecracker has it. Without PCI and ACPI.
     QemuMicrovm,
 }
 

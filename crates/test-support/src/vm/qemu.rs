@@ -197,12 +197,14 @@ fn command(
             "QEMU takes no image path with a comma or beyond UTF-8",
         )
     })?;
-    let (machine, device, for_machine) = match rig.vmm {
-        Vmm::QemuQ35 => ("q35", "virtio-blk-pci,drive=d0", ""),
-        // Without these two words half of the boots hang while the kernel measures its clock.
+    let (machine, devices, for_machine): (_, &[&str], _) = match rig.vmm {
+        Vmm::QemuQ35 => ("q35", &["virtio-blk-pci,drive=d0"], ""),
+        // Without the words on the kernel's command line half of the boots hang while the kernel measures its clock;
+        // without the keyboard controller, which Firecracker has too, `reboot=k` has nothing to talk to, and some
+        // machines hang where they should end.
         Vmm::QemuMicrovm => (
             "microvm,rtc=on",
-            "virtio-blk-device,drive=d0",
+            &["virtio-blk-device,drive=d0", "i8042"],
             " tsc_early_khz=1000000 no_timer_check",
         ),
     };
@@ -243,7 +245,7 @@ fn command(
             "-drive",
             &format!("file={image},if=none,id=d0,format=raw,snapshot={snapshot}"),
         ])
-        .args(["-device", device])
+        .args(devices.iter().flat_map(|device| ["-device", device]))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
