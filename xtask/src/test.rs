@@ -53,7 +53,13 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
     };
     for name in crates.iter().map(String::as_str).chain(["xtask"]) {
         steps.step(&format!("{name} alone"), || {
-            run(&mut cargo(&["test", "--quiet", "--package", name]))
+            run(&mut cargo(&[
+                "test",
+                "--quiet",
+                "--no-fail-fast",
+                "--package",
+                name,
+            ]))
         });
     }
     if quick {
@@ -78,7 +84,13 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
             "builderd-e2e",
             "--bins",
         ]))?;
-        run(context.with_programs(&mut cargo(&["test", "--quiet", "--package", "builderd-e2e"]))?)
+        run(context.with_programs(&mut cargo(&[
+            "test",
+            "--quiet",
+            "--no-fail-fast",
+            "--package",
+            "builderd-e2e",
+        ]))?)
     });
     steps.finish()
 }
