@@ -69,6 +69,8 @@ struct Inner {
     /// Who is making which entry right now.
     making: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     checks: Semaphore,
+    /// Held while a directory for an unfinished layer file is made or looked for.
+    begin: Mutex<()>,
 }
 
 /// What is known of a layer file, as kept in `entry.json`.
@@ -95,7 +97,7 @@ enum Hold {
     /// A shared lock on the entry's record.
     Entry { _lock: File },
     /// Not kept: the directory goes with the use.
-    Own { _directory: TempDir },
+    Own { _directory: TempDir, _lock: File },
 }
 
 /// What a lookup found.
@@ -132,6 +134,9 @@ impl Grant {
 pub(crate) struct Unfinished {
     directory: TempDir,
     file: File,
+    /// Tells a sweep that somebody is at work. Not a lock of the file: that one is handed to a worker, and a worker may
+    /// outlive a service that was killed by a moment.
+    lock: File,
 }
 
 impl Unfinished {
@@ -160,6 +165,7 @@ impl PackCache {
             max_bytes,
             making: Mutex::new(HashMap::new()),
             checks: Semaphore::new(CHECKS),
+            begin: Mutex::new(()),
         };
         fs::create_dir_all(&inner.entries)?;
         for entry in fs::read_dir(&root)? {
@@ -240,6 +246,8 @@ impl PackCache {
 
     /// A new, empty layer file. Blocks.
     pub(crate) fn begin(&self) -> io::Result<Unfinished> {
+        // So that no sweep comes between the making of the directory and the lock in it.
+        let _begin = self.inner.begin.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new()
             .prefix("layer-")
             .tempdir_in(&self.inner.unfinished)?;
@@ -248,9 +256,13 @@ impl PackCache {
             .write(true)
             .create_new(true)
             .open(directory.path().join(LAYER))?;
-        // Tells a sweep of another process that somebody is at work here.
-        rustix::fs::flock(&file, FlockOperation::LockShared)?;
-        Ok(Unfinished { directory, file })
+        let lock = File::open(directory.path())?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared)?;
+        Ok(Unfinished {
+            directory,
+            file,
+            lock,
+        })
     }
 
     /// Publishes a layer file that is complete and checked, and evicts what is too much. Blocks.
@@ -264,17 +276,19 @@ impl PackCache {
         let Unfinished {
             directory,
             file: written,
+            lock: at_work,
         } = unfinished;
         // From here on it is only read, and no worker is to get a descriptor that could write to it.
         let file = File::open(directory.path().join(LAYER))?;
         if self.inner.max_bytes.is_none() {
-            rustix::fs::flock(&file, FlockOperation::LockShared)?;
+            let hold = Hold::Own {
+                _directory: directory,
+                _lock: at_work,
+            };
             return Ok(LayerFile {
                 file,
                 record,
-                _hold: Hold::Own {
-                    _directory: directory,
-                },
+                _hold: hold,
             });
         }
         let record_path = directory.path().join(RECORD);
@@ -302,6 +316,7 @@ impl PackCache {
                 self.add_grant(blob, grant)?;
                 Hold::Own {
                     _directory: directory,
+                    _lock: at_work,
                 }
             }
             Err(error) => return Err(error),
@@ -314,8 +329,10 @@ impl PackCache {
         })
     }
 
-    /// Evicts what is over the limit and not in use. Blocks.
+    /// Evicts what is over the limit and not in use, and sweeps once more: what another process left when it was killed
+    /// is not to wait for a restart of this one. Blocks.
     pub(crate) fn trim(&self) -> io::Result<()> {
+        self.inner.sweep()?;
         self.inner.evict()
     }
 }
@@ -382,10 +399,11 @@ impl Inner {
 
     /// Removes what crashed builds left unfinished.
     fn sweep(&self) -> io::Result<()> {
+        let _begin = self.begin.lock().unwrap_or_else(PoisonError::into_inner);
         for directory in fs::read_dir(&self.unfinished)? {
             let directory = directory?.path();
-            let in_use = File::open(directory.join(LAYER)).is_ok_and(|file| {
-                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+            let in_use = File::open(&directory).is_ok_and(|lock| {
+                rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
             });
             if !in_use {
                 remove_directory(&directory);

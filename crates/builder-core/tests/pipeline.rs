@@ -10,7 +10,7 @@ use builder_core::{
     BuildErrorKind,
     build::{BuildState, ImageMetadata},
     event::Level,
-    request::{InitStrategy, LayerMode, Profile, RegistryCredentials, Secret},
+    request::{Backend, InitStrategy, LayerMode, Profile, RegistryCredentials, Secret},
 };
 use common::{INIT, PATIENCE, Site, host_architecture, noise, request, sample};
 use ext4_view::Ext4;
@@ -142,6 +142,30 @@ async fn the_same_image_gives_the_same_bytes_wherever_it_comes_from() {
         checksums.iter().all(|(_, checksum)| *checksum == checksums[0].1),
         "{checksums:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_backend_makes_the_same_tree_or_says_what_it_lacks() {
+    let mut site = Site::new();
+    site.config.backend = Backend::Mke2fs;
+    let layout = site.directory.path().join("layout");
+    sample().build().write_oci_layout(&layout, "1").unwrap();
+    let ended = site
+        .build(&request(&format!("oci:{}:1", layout.display())), "x.ext4")
+        .await;
+    match &ended.result {
+        Ok(outcome) => {
+            let file_system = open(&outcome.image_path);
+            assert_eq!(file_system.read_to_string("/etc/motd2").unwrap(), "changed\n");
+            assert_eq!(file_system.read("/usr/bin/metald-init").unwrap(), INIT);
+            fs::remove_dir_all(site.output("")).unwrap();
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), &BuildErrorKind::BackendUnavailable, "{error}");
+            test_support::lab::skip(error);
+        }
+    }
+    site.assert_clean("mke2fs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -547,13 +571,17 @@ async fn limits_hold_before_and_during_the_build() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_of_a_worker_is_bounded() {
     let mut site = Site::new();
-    site.config.limits.max_memory_bytes = Some(24 << 20);
-    let mut many = Layer::new();
-    for number in 0..60_000 {
-        many = many.file(format!("a-name-of-some-length-{number:0>90}"), b"");
+    site.config.limits.max_memory_bytes = Some(128 << 20);
+    // Extended attributes stay in memory, other than the bodies of files.
+    let mut greedy = Layer::new();
+    for number in 0..800 {
+        greedy = greedy
+            .file(number.to_string(), b"")
+            .xattr("user.much", vec![b'x'; 60_000])
+            .xattr("user.more", vec![b'y'; 60_000]);
     }
     let image = Image::new()
-        .layer(&many)
+        .layer(&greedy)
         .platform("linux", &host_architecture(), "")
         .build();
     let layout = site.directory.path().join("layout");
@@ -738,6 +766,57 @@ async fn an_output_that_cannot_be_written_fails_before_the_first_request() {
     let ended = site.build(&request(&reference), "no/such/directory.ext4").await;
     assert_eq!(ended.error().kind(), &BuildErrorKind::OutputNotWritable);
     assert!(registry.requests().is_empty());
+}
+
+/// A file system of a few megabytes, unmounted when dropped.
+struct TinyDisk(std::path::PathBuf);
+
+impl TinyDisk {
+    fn mount(at: std::path::PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tiny"])
+            .arg(&at)
+            .stderr(std::process::Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_named_as_such_wherever_it_is() {
+    let registry = Registry::start().unwrap();
+    let large = Layer::new().file("noise", noise(5_000_000, 3));
+    let image = Image::new()
+        .layer(&large)
+        .platform("linux", &host_architecture(), "")
+        .build();
+    let reference = registry.publish("team/large", "1", &image);
+    for place in ["output", "workspace/cache/packs/tmp", "workspace/cache/blobs"] {
+        let mut site = Site::new();
+        let Some(disk) = TinyDisk::mount(site.directory.path().join(place)) else {
+            test_support::lab::skip("a tmpfs cannot be mounted (not root)");
+            return;
+        };
+        // Opened anew: what it made in the directory is hidden by the mount.
+        let workspace = site.directory.path().join("workspace");
+        site.config.fetch = oci_fetch::Client::new(common::fetch_config(&workspace)).unwrap();
+        let ended = site.build(&request(&reference), "x.ext4").await;
+        let error = ended.error();
+        assert_eq!(
+            error.kind(),
+            &BuildErrorKind::DiskFull,
+            "{place}: {error} {error:?}"
+        );
+        site.assert_clean(place);
+        drop(disk);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

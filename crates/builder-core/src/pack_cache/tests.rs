@@ -97,7 +97,8 @@ fn a_published_layer_file_cannot_be_written_through_what_is_handed_out() {
 
 #[test]
 fn damage_is_found_and_removed() {
-    let cases: [(&str, fn(&Path)); 6] = [
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 6] = [
         ("index changed", |entry| {
             let file = File::options().write(true).open(entry.join(LAYER)).unwrap();
             file.write_at(b"X", 4096 + 2).unwrap();

@@ -60,7 +60,10 @@ pub(super) async fn resolve(config: &PipelineConfig, request: &BuildRequest) -> 
         .fetch
         .resolve(&source, &platform, &context)
         .await
-        .map_err(|error| explain(&error))?;
+        .map_err(|error| {
+            let explained = explain(&error);
+            BuildError::new(explained.kind().clone(), format!("{source}: {explained}")).with_cause(error)
+        })?;
     Ok(Resolved { image, grant })
 }
 

@@ -17,6 +17,7 @@ mod health;
 mod live;
 mod queue;
 mod recover;
+mod register;
 mod run;
 mod validate;
 
@@ -28,8 +29,9 @@ use std::{
     time::Duration,
 };
 
+use assetclient::AssetClient;
 use futures_util::Stream;
-use tenant::TenantId;
+use tenant::{TenantId, TenantRecord, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +93,10 @@ pub struct BuilderConfig {
     pub layers_in_parallel: usize,
     /// How images are fetched.
     pub fetch: oci_fetch::ClientConfig,
+    /// What each tier may use on this machine.
+    pub tenants: TierTable,
+    /// Where finished images are registered; `None` for nowhere.
+    pub asset_manager: Option<assetclient::Config>,
 }
 
 /// Which builds [`Builder::list`] lists.
@@ -137,6 +143,7 @@ struct Inner {
     /// With the limits of the machine; each build's own are cut from them.
     pipeline: PipelineConfig,
     store: Store,
+    assets: Option<AssetClient>,
     live: LiveBuilds,
     queue: Mutex<Queue>,
     /// A slot became free.
@@ -151,15 +158,25 @@ impl Builder {
     /// # Errors
     /// See [`StartErrorKind`].
     pub async fn start(config: BuilderConfig) -> Result<Self, StartError> {
-        let pipeline = prepare(&config)?;
-        let store = Store::open(&config.database_directory).map_err(|error| {
+        let assets = match &config.asset_manager {
+            Some(assets) => Some(AssetClient::connect_lazy(assets.clone()).map_err(|error| {
+                StartError::new(StartErrorKind::AssetManager, error.to_string()).with_source(error)
+            })?),
+            None => None,
+        };
+        let directory = config.database_directory.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&directory)).await;
+        let store = opened.unwrap_or(Err(StoreError::Stopped)).map_err(|error| {
             StartError::new(StartErrorKind::Database, error.to_string()).with_source(error)
         })?;
+        // After the database: who has its lock is alone, so that what a sweep finds is nobody's any more.
+        let pipeline = prepare(&config)?;
         let inner = Arc::new(Inner {
             queue: Mutex::new(Queue::new(config.max_concurrent_builds.max(1))),
             config,
             pipeline,
             store,
+            assets,
             live: LiveBuilds::default(),
             slot_freed: Notify::new(),
             stopped: CancellationToken::new(),
@@ -177,7 +194,7 @@ impl Builder {
     /// `Unavailable` while shutting down.
     pub async fn create(&self, request: BuildRequest) -> Result<Build, ServiceError> {
         let inner = &self.inner;
-        validate::request(&inner.config, &request)?;
+        let checked = validate::request(&request)?;
         inner.lock_queue().admit(inner.config.max_queued_builds)?;
 
         let id = BuildId::generate();
@@ -194,12 +211,20 @@ impl Builder {
             rootfs_path: inner.image_path(&request.tenant.tenant_id, id),
             lines: vec![line],
         };
-        let inserted = inner.store.insert(new).await;
+        let tiers = inner.config.tenants.clone();
+        let admit = move |record: &TenantRecord| checked.admit(tiers.limits(record.tier));
+        let inserted = inner
+            .store
+            .insert(new, inner.config.tenants.default_tier(), admit)
+            .await;
         let mut build = match inserted {
             Ok(build) => build,
             Err(error) => {
                 inner.live.remove(id);
-                return Err(internal(error));
+                return Err(match error {
+                    StoreError::Refused(refusal) => *refusal,
+                    error => internal(error),
+                });
             }
         };
         {

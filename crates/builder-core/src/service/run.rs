@@ -8,6 +8,8 @@ use super::{
     Inner,
     live::{EndReason, LiveBuild},
     queue::Waiting,
+    register::{Registration, register},
+    validate,
 };
 use crate::{
     build::{BuildId, BuildState},
@@ -27,6 +29,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the end of a build is tried to be stored, and the pause in between.
 const END_ATTEMPTS: u32 = 10;
 const END_PAUSE: Duration = Duration::from_secs(1);
+
+/// An image that is in place, and what assetmanagerd said to it.
+type Published = (Outcome, Option<Registration>);
 
 /// Runs a build from its turn to its end.
 pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
@@ -53,15 +58,21 @@ pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
 
     let output = inner.image_path(&request.tenant.tenant_id, id);
     let (events, received) = event::channel(EVENTS);
-    let pipeline = PipelineConfig {
-        limits: limits(inner, &request),
-        ..inner.pipeline.clone()
-    };
     let cancel = live.end_token().clone();
+    let service = Arc::clone(inner);
     // A task of its own: a panic in it ends this build and nothing else.
     let work = tokio::spawn(async move {
+        let pipeline = PipelineConfig {
+            limits: limits(&service, &request).await?,
+            ..service.pipeline.clone()
+        };
         make_directory(&output).await?;
-        pipeline::run(&pipeline, &request, &output, events, cancel).await
+        let outcome = pipeline::run(&pipeline, &request, &output, events, cancel).await?;
+        let registration = match &service.assets {
+            Some(assets) => Some(register(assets, id, &request, &outcome).await),
+            None => None,
+        };
+        Ok((outcome, registration))
     });
     record(inner, id, &live, received).await;
     let result = work
@@ -77,20 +88,46 @@ pub(super) async fn end_waiting(inner: &Inner, id: BuildId, live: &LiveBuild, re
     end(inner, id, live, Err(cancelled)).await;
 }
 
-/// What one build may use: the machine's limits, lowered by the request.
-fn limits(inner: &Inner, request: &BuildRequest) -> BuildLimits {
-    let lower = |limit: Option<u64>, requested: Option<u64>| match (limit, requested) {
-        (Some(limit), Some(requested)) => Some(limit.min(requested)),
-        (limit, requested) => limit.or(requested),
+/// What one build may use: the machine's limits, lowered by those of the tenant's tier, lowered by the request. Looked
+/// up at the beginning of the build, so that a change of the tenant's record counts for what still waits.
+async fn limits(inner: &Inner, request: &BuildRequest) -> Result<BuildLimits, BuildError> {
+    let unknown = |error: StoreError| BuildError::internal("look up the tenant's limits", error);
+    let tenants = &inner.config.tenants;
+    let tier = inner
+        .store
+        .tier(request.tenant.tenant_id.clone())
+        .await
+        .map_err(unknown)?;
+    let own = tenants.limits(tier.unwrap_or_else(|| tenants.default_tier()));
+    // Both were checked when the build was accepted; a row could only have been changed by hand.
+    let image_field = BuildErrorKind::InvalidArgument {
+        field: "docker_image.image_uri",
     };
-    let mut limits = inner.pipeline.limits.clone();
-    limits.max_disk_bytes = lower(limits.max_disk_bytes, request.limits.max_disk_bytes);
-    limits.max_memory_bytes = lower(limits.max_memory_bytes, request.limits.max_memory_bytes);
-    if let Some(seconds) = request.limits.timeout_seconds {
-        let requested = Duration::from_secs(seconds.into());
-        limits.timeout = Some(limits.timeout.map_or(requested, |limit| limit.min(requested)));
-    }
-    limits
+    let requested = validate::requested_limits(request)
+        .map_err(|error| BuildError::internal("read the request's limits", error))?;
+    let reference: oci_fetch::Reference = request
+        .source
+        .image_uri
+        .parse()
+        .map_err(|error: oci_fetch::FetchError| BuildError::new(image_field.clone(), error.to_string()))?;
+    let lowered = own.lowered_by(&requested).limits;
+    validate::allows(&lowered, reference.registry())
+        .map_err(|message| BuildError::new(image_field, message))?;
+
+    let machine = &inner.pipeline.limits;
+    let timeout = machine
+        .timeout
+        .map_or(lowered.deadline(), |limit| limit.min(lowered.deadline()));
+    Ok(BuildLimits {
+        timeout: Some(timeout),
+        max_disk_bytes: Some(lowered.disk_bytes),
+        max_memory_bytes: Some(lowered.memory_bytes),
+        max_compressed_bytes: [machine.max_compressed_bytes, lowered.image_bytes]
+            .into_iter()
+            .flatten()
+            .min(),
+        max_image_bytes: machine.max_image_bytes,
+    })
 }
 
 /// The tenant's directory, closed to others: images may hold what only the tenant should see.
@@ -157,9 +194,9 @@ async fn record(inner: &Inner, id: BuildId, live: &LiveBuild, mut received: mpsc
 }
 
 /// Stores how a build ended, shows it to followers, and lets go of it.
-async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, result: Result<Outcome, BuildError>) {
+async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, result: Result<Published, BuildError>) {
     let change = match result {
-        Ok(outcome) => completed(outcome),
+        Ok((outcome, registration)) => completed(outcome, registration),
         Err(error) => given_up(id, live, &error),
     };
     let state = change.state.map_or("", BuildState::as_str);
@@ -181,8 +218,10 @@ async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, result: Result<Outcom
     inner.live.remove(id);
 }
 
-fn completed(outcome: Outcome) -> BuildChange {
+fn completed(outcome: Outcome, registration: Option<Registration>) -> BuildChange {
     let message = format!("The build is complete: {} bytes", outcome.size_bytes);
+    let (asset_id, line) = registration.map(|done| (done.asset_id, done.line)).unzip();
+    let last = NewLine::new(Level::Info, Component::Builder, message);
     BuildChange {
         state: Some(BuildState::Completed),
         completed_at: Some(store::now()),
@@ -193,7 +232,8 @@ fn completed(outcome: Outcome) -> BuildChange {
         }),
         image_metadata: Some(outcome.metadata),
         metrics: Some(outcome.metrics),
-        lines: vec![NewLine::new(Level::Info, Component::Builder, message)],
+        asset_id: asset_id.flatten(),
+        lines: line.into_iter().chain([last]).collect(),
         ..BuildChange::default()
     }
 }

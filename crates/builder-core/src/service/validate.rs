@@ -1,15 +1,31 @@
 //! What is checked before a build is accepted.
 
-use oci_fetch::Reference;
+use std::time::Duration;
 
-use super::BuilderConfig;
-use crate::{error::ServiceError, request::BuildRequest};
+use oci_fetch::Reference;
+use tenant::{AllowedHosts, Cut, InvalidHostPattern, Limits, RequestedLimits};
+
+use crate::{
+    error::ServiceError,
+    event::{Component, Level},
+    request::BuildRequest,
+    store::NewLine,
+};
 
 const IMAGE_FIELD: &str = "config.source.docker_image.image_uri";
 const PLATFORM_FIELD: &str = "config.source.docker_image.platform";
+const DIRECTORY_FIELD: &str = "config.target.microvm_rootfs.runtime_config.working_dir";
+const REGISTRIES_FIELD: &str = "config.limits.allowed_registries";
 
-/// Checks a request as far as that is possible without the network.
-pub(super) fn request(config: &BuilderConfig, request: &BuildRequest) -> Result<(), ServiceError> {
+/// A request that can be, and what of it the tenant's limits are compared with.
+#[derive(Debug)]
+pub(super) struct Checked {
+    registry: String,
+    requested: RequestedLimits,
+}
+
+/// Checks a request as far as that is possible without the network and the tenant's record.
+pub(super) fn request(request: &BuildRequest) -> Result<Checked, ServiceError> {
     // As a registry reference, never as a path: a request from the network reads no files of this machine.
     let reference: Reference = request
         .source
@@ -24,29 +40,67 @@ pub(super) fn request(config: &BuilderConfig, request: &BuildRequest) -> Result<
     if let Some(directory) = &request.target.runtime.working_dir
         && !directory.starts_with('/')
     {
-        return Err(invalid(
-            "config.target.microvm_rootfs.runtime_config.working_dir",
-            format!("{directory:?} is not an absolute path"),
-        ));
+        let message = format!("{directory:?} is not an absolute path");
+        return Err(invalid(DIRECTORY_FIELD, message));
     }
-    registry(config, request, reference.registry())
+    let requested =
+        requested_limits(request).map_err(|error| invalid(REGISTRIES_FIELD, error.to_string()))?;
+    Ok(Checked {
+        registry: reference.registry().to_owned(),
+        requested,
+    })
 }
 
-fn registry(_config: &BuilderConfig, request: &BuildRequest, registry: &str) -> Result<(), ServiceError> {
-    let requested = &request.limits.allowed_registries;
-    if requested.is_empty() {
+/// What a request may lower, in the words of the tenant crate.
+pub(super) fn requested_limits(request: &BuildRequest) -> Result<RequestedLimits, InvalidHostPattern> {
+    let limits = &request.limits;
+    let registries = match limits.allowed_registries.as_slice() {
+        [] => None,
+        names => {
+            let patterns: Result<Vec<_>, _> = names.iter().map(|name| name.parse()).collect();
+            Some(AllowedHosts::only(patterns?))
+        }
+    };
+    Ok(RequestedLimits {
+        memory_bytes: limits.max_memory_bytes,
+        cpu_cores: limits.max_cpu_cores,
+        disk_bytes: limits.max_disk_bytes,
+        timeout: limits
+            .timeout_seconds
+            .map(|seconds| Duration::from_secs(seconds.into())),
+        registries,
+        ..RequestedLimits::default()
+    })
+}
+
+impl Checked {
+    /// Compares the request with what its tenant may use; gives the lines that tell what was cut.
+    pub(super) fn admit(&self, tenant: &Limits) -> Result<Vec<NewLine>, ServiceError> {
+        let lowered = tenant.lowered_by(&self.requested);
+        allows(&lowered.limits, &self.registry).map_err(|message| invalid(IMAGE_FIELD, message))?;
+        let tell = |cut: &Cut| {
+            NewLine::new(
+                Level::Warn,
+                Component::Builder,
+                format!("A limit of the request is cut: {cut}"),
+            )
+        };
+        Ok(lowered.cuts.iter().map(tell).collect())
+    }
+}
+
+/// Whether a build with these limits may pull from `registry`; otherwise why not.
+pub(super) fn allows(limits: &Limits, registry: &str) -> Result<(), String> {
+    if limits.registries.allows(registry) {
         return Ok(());
     }
-    let policy = oci_fetch::Policy::allowing(requested)
-        .map_err(|error| invalid("config.limits.allowed_registries", error.to_string()))?;
-    if policy.allows(registry) {
-        Ok(())
-    } else {
-        Err(invalid(
-            IMAGE_FIELD,
-            format!("the request's own allowed_registries do not allow {registry}"),
-        ))
-    }
+    let allowed = match limits.registries.describe().as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    Err(format!(
+        "registry {registry} is not among those that this build may pull from: {allowed}"
+    ))
 }
 
 fn invalid(field: &str, message: impl Into<String>) -> ServiceError {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter, types::Value};
-use tenant::TenantId;
+use tenant::{TenantId, TenantRecord, Tier};
 
 use super::{
     NewLine, Store, StoreError, from_integer, from_micros,
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     build::{Build, BuildId, BuildMetrics, BuildState, ImageMetadata},
+    error::ServiceError,
     event::LogLine,
     request::BuildRequest,
 };
@@ -61,6 +62,8 @@ pub(crate) struct BuildChange {
     pub(crate) image_metadata: Option<ImageMetadata>,
     pub(crate) metrics: Option<BuildMetrics>,
     pub(crate) error_message: Option<String>,
+    /// The id under which assetmanagerd knows the image.
+    pub(crate) asset_id: Option<String>,
     pub(crate) lines: Vec<NewLine>,
 }
 
@@ -78,9 +81,24 @@ const COLUMNS: &str = "ordinal, id, tenant_id, state, request, needs_credentials
      progress_percent, current_step, asset_id";
 
 impl Store {
-    /// Inserts a build and its first lines.
-    pub(crate) async fn insert(&self, new: NewBuild) -> Result<Build, StoreError> {
+    /// Inserts a build and its first lines, unless `admit` refuses it. `admit` sees the tenant's record, made with
+    /// `default_tier` when the tenant was never seen before, in the transaction that accepts the build; the lines that it
+    /// gives follow those of the build.
+    pub(crate) async fn insert<A>(
+        &self,
+        new: NewBuild,
+        default_tier: Tier,
+        admit: A,
+    ) -> Result<Build, StoreError>
+    where
+        A: FnOnce(&TenantRecord) -> Result<Vec<NewLine>, ServiceError> + Send + 'static,
+    {
         self.write(move |transaction| {
+            let tenant_id = &new.request.tenant.tenant_id;
+            let record =
+                tenant::records::get_or_create(transaction, tenant_id, default_tier, new.created_at)?;
+            let more_lines = admit(&record).map_err(|error| StoreError::Refused(Box::new(error)))?;
+            let lines = new.lines.into_iter().chain(more_lines).collect();
             transaction
                 .prepare_cached(
                     "INSERT INTO builds
@@ -98,7 +116,7 @@ impl Store {
                     new.rootfs_path.as_os_str().as_bytes(),
                     "wait for a turn",
                 ])?;
-            append(transaction, transaction.last_insert_rowid(), new.lines, false)?;
+            append(transaction, transaction.last_insert_rowid(), lines, false)?;
             Ok(find(transaction, new.id)?.ok_or(StoreError::NoSuchBuild)?.build)
         })
         .await
@@ -132,13 +150,11 @@ impl Store {
         .await
     }
 
-    /// Notes under which id assetmanagerd knows the image. The only change that a completed build takes.
-    pub(crate) async fn set_asset(&self, id: BuildId, asset_id: String) -> Result<(), StoreError> {
-        self.write(move |transaction| {
-            transaction
-                .prepare_cached("UPDATE builds SET asset_id = ?2 WHERE id = ?1")?
-                .execute(params![id.to_string(), asset_id])?;
-            Ok(())
+    /// The tenant's tier, as its record says now.
+    pub(crate) async fn tier(&self, tenant: TenantId) -> Result<Option<Tier>, StoreError> {
+        self.read(move |connection| {
+            let transaction = connection.unchecked_transaction()?;
+            Ok(tenant::records::tier_of(&transaction, &tenant)?)
         })
         .await
     }
@@ -241,7 +257,8 @@ fn apply(
                 rootfs_checksum = COALESCE(?8, rootfs_checksum),
                 image_metadata = COALESCE(?9, image_metadata),
                 metrics = COALESCE(?10, metrics),
-                error_message = COALESCE(?11, error_message)
+                error_message = COALESCE(?11, error_message),
+                asset_id = COALESCE(?12, asset_id)
              WHERE ordinal = ?1",
         )?
         .execute(params![
@@ -256,6 +273,7 @@ fn apply(
             change.image_metadata.as_ref().map(encode),
             change.metrics.as_ref().map(encode),
             change.error_message,
+            change.asset_id,
         ])?;
     append(transaction, ordinal, change.lines, next.is_terminal())
 }

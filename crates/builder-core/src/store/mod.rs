@@ -18,7 +18,7 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::{Connection, OpenFlags, Transaction};
@@ -29,9 +29,13 @@ pub(crate) use builds::{BuildChange, Finished, NewBuild};
 pub(crate) use logs::{NewLine, lines_after};
 
 use self::writer::Writer;
+use crate::error::ServiceError;
 
 /// Readers at the same time; more wait. Followers of logs are many, disks are not.
 const READERS: usize = 8;
+
+/// How long an opener waits for the one before to be gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a reader waits for a lock that WAL mode should never make it wait for (a checkpoint at recovery).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +78,12 @@ pub(crate) enum StoreError {
     /// The build has ended; nothing about it changes any more.
     #[error("the build has ended")]
     Ended,
+    /// A tenant's row could not be read or written.
+    #[error("the tenant's record failed")]
+    Tenant(#[from] tenant::RecordError),
+    /// The build was looked at with the tenant's record at hand, and not accepted.
+    #[error("the build was refused")]
+    Refused(Box<ServiceError>),
     /// The writer thread is gone, or the work given to it panicked.
     #[error("the database writer has stopped")]
     Stopped,
@@ -104,7 +114,8 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens `builderd.db` in `directory`, which is made when absent, and brings it to this version.
+    /// Opens `builderd.db` in `directory`, which is made when absent, and brings it to this version. Blocks, for as long
+    /// as a migration takes.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another process has it, [`StoreError::Migration`] for a file of a later version,
@@ -122,8 +133,7 @@ impl Store {
             .truncate(false)
             .open(&lock_path)
             .map_err(opening(&lock_path))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| StoreError::Locked { path: lock_path })?;
+        lock_in_time(&lock).map_err(|_| StoreError::Locked { path: lock_path })?;
 
         let path = directory.join("builderd.db");
         let mut connection = Connection::open(&path)?;
@@ -186,6 +196,18 @@ impl Store {
         tokio::task::spawn_blocking(job)
             .await
             .map_err(|_| StoreError::Stopped)?
+    }
+}
+
+/// Takes the lock, waiting for [`LOCK_PATIENCE`]: a service that was killed leaves for a moment a worker behind that it
+/// had just forked, and that one has the descriptor until it begins its own program.
+fn lock_in_time(lock: &fs::File) -> Result<(), rustix::io::Errno> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(LOCK_PATIENCE / 50),
+            result => return result,
+        }
     }
 }
 

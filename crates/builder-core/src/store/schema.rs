@@ -46,8 +46,9 @@ CREATE TABLE build_logs (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
 static MIGRATIONS: LazyLock<Migrations<'static>> =
-    LazyLock::new(|| Migrations::new(vec![M::up(BUILDS_AND_LOGS)]));
+    LazyLock::new(|| Migrations::new(vec![M::up(BUILDS_AND_LOGS), M::up(tenant::migrations()[0])]));
 
 pub(super) fn migrations() -> &'static Migrations<'static> {
     &MIGRATIONS

@@ -58,6 +58,10 @@ fn new_build(tenant: &str) -> NewBuild {
     }
 }
 
+async fn insert(store: &Store, new: NewBuild) -> Result<crate::build::Build, StoreError> {
+    store.insert(new, tenant::Tier::Pro, |_| Ok(Vec::new())).await
+}
+
 struct Fixture {
     directory: TempDir,
     store: Store,
@@ -71,7 +75,7 @@ impl Fixture {
     }
 
     async fn add(&self, tenant: &str) -> BuildId {
-        self.store.insert(new_build(tenant)).await.unwrap().id
+        insert(&self.store, new_build(tenant)).await.unwrap().id
     }
 
     async fn change(&self, id: BuildId, change: BuildChange) -> Vec<crate::event::LogLine> {
@@ -96,7 +100,7 @@ async fn a_build_survives_reopening_with_everything_but_its_credentials() {
         ..RegistryCredentials::default()
     });
     let id = new.id;
-    let inserted = store.insert(new.clone()).await.unwrap();
+    let inserted = insert(&store, new.clone()).await.unwrap();
     assert_eq!(inserted.created_at, new.created_at);
     store
         .change(
@@ -410,4 +414,39 @@ async fn an_interrupted_build_goes_back_to_the_start() {
         (interrupted, BuildState::Pending)
     );
     assert_eq!((stored.build.started_at, stored.attempts), (None, 1));
+}
+
+#[tokio::test]
+async fn a_refused_build_leaves_no_row_and_no_tenant() {
+    let fixture = Fixture::new();
+    let new = new_build("carol");
+    let id = new.id;
+    let refused = fixture
+        .store
+        .insert(new.clone(), tenant::Tier::Free, |_| {
+            Err(ServiceError::ResourceExhausted("full".to_owned()))
+        })
+        .await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))));
+    assert!(fixture.store.get(id).await.unwrap().is_none());
+    let carol: tenant::TenantId = "carol".parse().unwrap();
+    assert_eq!(fixture.store.tier(carol.clone()).await.unwrap(), None);
+
+    fixture
+        .store
+        .insert(new, tenant::Tier::Free, |record| {
+            Ok(vec![line(record.tier.as_str())])
+        })
+        .await
+        .unwrap();
+    assert_eq!(fixture.store.tier(carol).await.unwrap(), Some(tenant::Tier::Free));
+    let lines = fixture
+        .store
+        .read(move |connection| lines_after(connection, id, 1, 10))
+        .await
+        .unwrap();
+    assert_eq!(
+        lines.iter().map(|line| line.message.as_str()).collect::<Vec<_>>(),
+        ["accepted", "free"]
+    );
 }

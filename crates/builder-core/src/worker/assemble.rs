@@ -12,6 +12,7 @@ use rootfs::{
     fold::{FoldErrorKind, FoldLimits, Folded, Folder, Mode, Report},
     image::{ImageBackend, ImageError, ImageOptions},
     layer::{LayerIndex, LayerLimits},
+    mke2fs::Mke2fs,
     pack::{Pack, Packs},
     tree::FileContent,
 };
@@ -148,10 +149,13 @@ fn read_whole(descriptor: i32) -> io::Result<Vec<u8>> {
 fn backend(job: &AssembleJob) -> Result<Box<dyn ImageBackend>, Failure> {
     match job.backend {
         Backend::Native => Ok(Box::new(Native)),
-        Backend::Mke2fs => Err(Failure::new(
-            FailureKind::BackendUnavailable,
-            "the mke2fs backend is not there yet",
-        )),
+        Backend::Mke2fs => match &job.staging_directory {
+            Some(directory) => Ok(Box::new(Mke2fs::new(directory))),
+            None => Err(Failure::new(
+                FailureKind::Internal,
+                "no staging directory was given",
+            )),
+        },
     }
 }
 

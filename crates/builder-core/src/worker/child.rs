@@ -15,6 +15,9 @@ use super::{
 /// Bytes that a line of the parent may have: a job carries an image's environment and names many layers.
 const MAX_ORDER_BYTES: u64 = 64 << 20;
 
+/// Stack of the thread that reads control lines.
+const CONTROL_STACK_BYTES: usize = 256 << 10;
+
 /// The code with which a worker ends when its parent is gone or has changed its mind.
 const ABANDONED: i32 = 3;
 
@@ -103,11 +106,10 @@ pub fn main() -> ExitCode {
         Ok(order) => order,
         Err(failure) => return give_up(&mut events, failure, 2),
     };
-    let verdict = listen(control);
-    let result = match order.job {
+    let result = listen(control).and_then(|verdict| match order.job {
         Job::Index(job) => index::run(&job, &verdict, &mut events),
         Job::Assemble(job) => assemble::run(&job, &verdict, &mut events),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => give_up(&mut events, failure, 1),
@@ -142,9 +144,9 @@ fn read_order(control: &mut impl BufRead) -> Result<Order, Failure> {
 }
 
 /// Reads control lines beside the job, so that a worker deep in its work still ends with its parent.
-fn listen(control: BufReader<io::Stdin>) -> Verdict {
+fn listen(control: BufReader<io::Stdin>) -> Result<Verdict, Failure> {
     let (sender, verified) = mpsc::channel();
-    thread::spawn(move || {
+    let loop_until_the_end = move || {
         for line in control.take(MAX_ORDER_BYTES).lines() {
             match line.ok().and_then(|line| serde_json::from_str(&line).ok()) {
                 Some(Control::Verified) => {
@@ -159,6 +161,16 @@ fn listen(control: BufReader<io::Stdin>) -> Verdict {
             reason = "the job's thread is to stop wherever it is; nothing is committed yet"
         )]
         std::process::exit(ABANDONED);
-    });
-    Verdict { verified }
+    };
+    // A tight limit of address space shows here first.
+    thread::Builder::new()
+        .stack_size(CONTROL_STACK_BYTES)
+        .spawn(loop_until_the_end)
+        .map_err(|_| {
+            Failure::new(
+                FailureKind::Limit,
+                "the memory that the build may use is too little to begin",
+            )
+        })?;
+    Ok(Verdict { verified })
 }

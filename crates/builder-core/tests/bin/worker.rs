@@ -1,4 +1,6 @@
-//! The worker process of the integration tests. Its first argument says how it behaves.
+//! The worker process of the integration tests, and a service that can be killed. The first argument says which.
+
+mod serve;
 
 use std::{
     io::{Read, Write},
@@ -9,6 +11,7 @@ fn main() -> ExitCode {
     let mode = std::env::args().nth(1).unwrap_or_default();
     match mode.as_str() {
         "worker" => builder_core::worker::main(),
+        "serve" => serve::main(),
         // The rest behave as a worker that was taken over, or that is broken.
         "garbage" => say("this is no event\n"),
         "endless-line" => {
@@ -48,7 +51,7 @@ fn say(text: &str) -> ExitCode {
 
 /// Reads the layer, as a worker would.
 fn drain() {
-    if let Ok(mut layer) = std::fs::File::open("/proc/self/fd/3") {
-        let _ = layer.read_to_end(&mut Vec::new());
+    if let Ok(layer) = std::fs::File::open("/proc/self/fd/3") {
+        let _ = std::io::copy(&mut layer.take(u64::MAX), &mut std::io::sink());
     }
 }

@@ -1,0 +1,86 @@
+//! A service in a process of its own, so that a test can kill it in the middle of a build.
+
+use std::{
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use builder_core::{
+    request::{Backend, BuildRequest, RegistryCredentials, Secret},
+    service::{Builder, BuilderConfig},
+};
+use oci_fetch::{ClientConfig, Loopback};
+use tenant::{TenantDefaults, Tier, TierTable};
+
+/// `serve DIRECTORY REQUEST-JSON [PASSWORD]`: starts the service below the directory, submits the build, says its
+/// name, and waits to be killed. An empty request only starts the service.
+pub(crate) fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    let [directory, request, rest @ ..] = arguments.as_slice() else {
+        return ExitCode::FAILURE;
+    };
+    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().enable_all().build() else {
+        return ExitCode::FAILURE;
+    };
+    runtime.block_on(async {
+        let Ok(program) = std::env::current_exe() else {
+            return ExitCode::FAILURE;
+        };
+        let command = vec![program.into_os_string(), OsString::from("worker")];
+        let Ok(builder) = Builder::start(config(Path::new(directory), command)).await else {
+            return ExitCode::FAILURE;
+        };
+        let mut name = "none".to_owned();
+        if !request.is_empty() {
+            let Ok(mut request) = serde_json::from_str::<BuildRequest>(request) else {
+                return ExitCode::FAILURE;
+            };
+            if let Some(password) = rest.first() {
+                request.source.credentials = Some(RegistryCredentials {
+                    username: "robot".to_owned(),
+                    password: Secret::new(password.clone()),
+                    ..RegistryCredentials::default()
+                });
+            }
+            match builder.create(request).await {
+                Ok(build) => name = build.id.to_string(),
+                Err(_) => return ExitCode::FAILURE,
+            }
+        }
+        if writeln!(std::io::stdout(), "{name}").is_err() {
+            return ExitCode::FAILURE;
+        }
+        std::future::pending().await
+    })
+}
+
+/// A service below a directory: four directories in it, one build at a time.
+pub(crate) fn config(directory: &Path, worker_command: Vec<OsString>) -> BuilderConfig {
+    let workspace: PathBuf = directory.join("workspace");
+    BuilderConfig {
+        database_directory: directory.join("database"),
+        output_directory: directory.join("output"),
+        scratch_directory: directory.join("scratch"),
+        max_concurrent_builds: 1,
+        max_queued_builds: 100,
+        build_timeout: Duration::from_secs(120),
+        worker_command,
+        guest_init: Arc::from(&b"\x7fELF the init"[..]),
+        guest_architecture: oci_fetch::Platform::host().architecture,
+        backend: Backend::Native,
+        cache_enabled: true,
+        pack_cache_max_bytes: 1 << 30,
+        max_compressed_bytes: None,
+        layers_in_parallel: 2,
+        asset_manager: None,
+        tenants: TierTable::new(Tier::Pro, &TenantDefaults::default()),
+        fetch: ClientConfig::new(workspace.join("cache/blobs"))
+            .with_loopback(Loopback::PlainHttp)
+            .with_durable_cache(false),
+        workspace_directory: workspace,
+    }
+}
