@@ -5,10 +5,11 @@ use std::process::Command;
 use crate::context::{Result, has_program, is_root, run};
 
 /// Programs that tests run or that make their images, and the packages that have them.
-const PROGRAMS: [(&str, &str); 17] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("bsdtar", "libarchive-tools"),
     ("buildah", "buildah"),
     ("busybox", "busybox-static"),
+    ("containerd", "containerd"),
     ("curl", "curl"),
     ("docker-registry", "docker-registry"),
     ("htpasswd", "apache2-utils"),
