@@ -1,8 +1,5 @@
-//! One build, from request to published image.
-//!
-//! Domain types without wire types, the pipeline that both the daemon and `builderd build` run, the worker processes
-//! in which every byte of a layer is parsed, and the state that survives a restart.
-
+//! One build, from request to published image, and the service that runs many of them.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod build;

@@ -17,10 +17,11 @@ use builder_core::{
     service::{Builder, BuilderConfig, Check, ListQuery},
 };
 use common::{PATIENCE, host_architecture, request, sample, worker_command};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, future::Either};
 use tempfile::TempDir;
 use tenant::{TenantDefaults, TenantId, Tier, TierTable};
 use test_support::{
+    assetmanagerd::FakeAssetManager,
     image::{Image, Layer},
     registry::{Misbehaviour, Registry},
 };
@@ -473,6 +474,50 @@ async fn the_tier_of_the_record_decides_whatever_the_request_claims() {
         "{}",
         cut.message
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_creator_went_away_runs_all_the_same() {
+    let service = Service::start().await;
+    let create = Box::pin(service.builder.create(request(&service.reference)));
+    // One step of it, then dropped.
+    assert!(matches!(
+        futures_util::future::select(create, std::future::ready(())).await,
+        Either::Right(_)
+    ));
+    let deadline = Instant::now() + PATIENCE;
+    let id = loop {
+        let page = service.builder.list(query(alice(), 0, "")).await.unwrap();
+        if let Some(build) = page.builds.first() {
+            break build.id;
+        }
+        assert!(Instant::now() < deadline);
+    };
+    assert_eq!(service.ended(id).await.state, BuildState::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_image_is_registered_and_the_build_knows_its_asset() {
+    let assets = FakeAssetManager::start().unwrap();
+    let service = Service::start_with(|config| {
+        config.asset_manager = Some(assetclient::Config::new(assets.endpoint()));
+    })
+    .await;
+    let mut request = request(&service.reference);
+    request.tenant.customer_id = "customer-1".to_owned();
+    request.suggested_asset_id = "asset-of-mine".to_owned();
+    let id = service.builder.create(request).await.unwrap().id;
+    let build = service.ended(id).await;
+    assert_eq!(
+        (build.state, build.asset_id.as_deref()),
+        (BuildState::Completed, Some("asset-of-mine"))
+    );
+    let known = assets.assets();
+    let asset = &known["asset-of-mine"];
+    assert_eq!(asset.location, format!("alice/{id}.ext4"));
+    assert_eq!(Some(&asset.checksum), build.rootfs_checksum.as_ref());
+    assert_eq!(asset.labels["docker_image"], service.reference);
+    assert_eq!(asset.labels["customer_id"], "customer-1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,8 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::publish::{UNFINISHED_MARK, metadata_path};
+pub(crate) use self::publish::UNFINISHED_MARK;
+pub use self::publish::metadata_path;
 use self::{
     layers::Sums,
     progress::{Progress, megabytes},

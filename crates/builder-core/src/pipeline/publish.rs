@@ -87,8 +87,9 @@ impl Draft {
     }
 }
 
-/// `rootfs.ext4` has its metadata in `rootfs.metadata.json`; any other name keeps its ending.
-pub(crate) fn metadata_path(output: &Path) -> PathBuf {
+/// Where the metadata of an image lies: that of `rootfs.ext4` in `rootfs.metadata.json`; any other name keeps its ending.
+#[must_use]
+pub fn metadata_path(output: &Path) -> PathBuf {
     let stem = match output.extension() {
         Some(extension) if extension == "ext4" => output.with_extension(""),
         _ => output.to_owned(),

@@ -12,6 +12,7 @@
 //! three times; one that does ends with a reason, because credentials are never stored. What it left in the output
 //! directory is removed.
 
+mod accept;
 mod follow;
 mod health;
 mod live;
@@ -31,7 +32,7 @@ use std::{
 
 use assetclient::AssetClient;
 use futures_util::Stream;
-use tenant::{TenantId, TenantRecord, TierTable};
+use tenant::{TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -43,11 +44,11 @@ use self::{
 use crate::{
     build::{Build, BuildId, BuildState},
     error::{ServiceError, StartError, StartErrorKind},
-    event::{Component, Level, LogLine},
+    event::LogLine,
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
-    store::{self, NewBuild, NewLine, Store, StoreError},
+    store::{Store, StoreError},
     worker::ProcessLauncher,
 };
 
@@ -186,54 +187,14 @@ impl Builder {
         Ok(Self { inner })
     }
 
-    /// Accepts a build. Its row is in the database when this returns; dropping the future leaves it undecided whether
-    /// the build was accepted.
+    /// Accepts a build. Its row is in the database when this returns. When the future is dropped, the build is accepted
+    /// all the same if it can be: a client that went away finds it in the list.
     ///
     /// # Errors
     /// `InvalidArgument` for a reference or registry that is not allowed, `ResourceExhausted` for a full queue,
     /// `Unavailable` while shutting down.
     pub async fn create(&self, request: BuildRequest) -> Result<Build, ServiceError> {
-        let inner = &self.inner;
-        let checked = validate::request(&request)?;
-        inner.lock_queue().admit(inner.config.max_queued_builds)?;
-
-        let id = BuildId::generate();
-        let live = inner.live.insert(id);
-        let line = NewLine::new(
-            Level::Info,
-            Component::Builder,
-            format!("Accepted the build of {}", request.source.image_uri),
-        );
-        let new = NewBuild {
-            id,
-            request: request.clone(),
-            created_at: store::now(),
-            rootfs_path: inner.image_path(&request.tenant.tenant_id, id),
-            lines: vec![line],
-        };
-        let tiers = inner.config.tenants.clone();
-        let admit = move |record: &TenantRecord| checked.admit(tiers.limits(record.tier));
-        let inserted = inner
-            .store
-            .insert(new, inner.config.tenants.default_tier(), admit)
-            .await;
-        let mut build = match inserted {
-            Ok(build) => build,
-            Err(error) => {
-                inner.live.remove(id);
-                return Err(match error {
-                    StoreError::Refused(refusal) => *refusal,
-                    error => internal(error),
-                });
-            }
-        };
-        {
-            let mut queue = inner.lock_queue();
-            queue.push(Waiting { id, request, live });
-            build.queue_position = queue.position(id);
-        }
-        Inner::dispatch(inner);
-        Ok(build)
+        detached(accept::accept(Arc::clone(&self.inner), request)).await
     }
 
     /// One build.
@@ -279,31 +240,12 @@ impl Builder {
         })
     }
 
-    /// Ends a build that waits or runs; answers when its work has stopped.
+    /// Ends a build that waits or runs; answers when its work has stopped. Dropping the future changes nothing about that.
     ///
     /// # Errors
-    /// `NotFound`, `PermissionDenied`, `FailedPrecondition` when it has ended already, in whatever way.
+    /// `NotFound`, `PermissionDenied`, `FailedPrecondition` when it has ended already, other than by cancelling.
     pub async fn cancel(&self, tenant: &TenantId, id: &BuildId) -> Result<Build, ServiceError> {
-        let inner = &self.inner;
-        inner.find(tenant, *id).await?;
-        let removed = inner.lock_queue().remove(*id);
-        if let Some(waiting) = removed {
-            run::end_waiting(inner, waiting.id, &waiting.live, EndReason::ByRequest).await;
-        } else if let Some(live) = inner.live.get(*id) {
-            live.end(EndReason::ByRequest);
-            if tokio::time::timeout(PATIENCE, live.ended()).await.is_err() {
-                return Err(ServiceError::Unavailable("the build does not end".to_owned()));
-            }
-        }
-        let build = inner.find(tenant, *id).await?;
-        if build.state == BuildState::Cancelled {
-            Ok(build)
-        } else {
-            Err(ServiceError::FailedPrecondition(format!(
-                "the build has ended as {}",
-                build.state.as_str()
-            )))
-        }
+        detached(accept::cancel(Arc::clone(&self.inner), tenant.clone(), *id)).await
     }
 
     /// The log of a build, from `from_sequence` on (0 and 1 both mean the first line).
@@ -376,6 +318,14 @@ impl Inner {
             build.queue_position = self.lock_queue().position(build.id);
         }
     }
+}
+
+/// Runs `work` to its end even when the caller loses interest: half of it done would leave a build that nobody runs.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let result = tokio::spawn(work).await;
+    result.unwrap_or_else(|error| Err(ServiceError::Internal(Box::new(error))))
 }
 
 /// Makes the directories and what the pipeline needs.

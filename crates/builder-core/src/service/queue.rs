@@ -20,6 +20,8 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Places for builds that are being accepted.
+    reserved: usize,
     running: usize,
     slots: usize,
     draining: bool,
@@ -29,27 +31,32 @@ impl Queue {
     pub(super) const fn new(slots: usize) -> Self {
         Self {
             waiting: VecDeque::new(),
+            reserved: 0,
             running: 0,
             slots,
             draining: false,
         }
     }
 
-    /// Whether one more build may be accepted.
-    pub(super) fn admit(&self, max_waiting: usize) -> Result<(), ServiceError> {
+    /// Keeps a place for a build that is about to be accepted; [`give_back`](Self::give_back) ends that.
+    pub(super) fn reserve(&mut self, max_waiting: usize) -> Result<(), ServiceError> {
         if self.draining {
-            return Err(ServiceError::Unavailable(
-                "the service is shutting down: try again later".to_owned(),
-            ));
+            let message = "the service is shutting down: try again later";
+            return Err(ServiceError::Unavailable(message.to_owned()));
         }
         let free_slots = self.slots.saturating_sub(self.running);
-        let waiting = self.waiting.len();
+        let waiting = self.waiting.len() + self.reserved;
         if waiting >= max_waiting.saturating_add(free_slots) {
             return Err(ServiceError::ResourceExhausted(format!(
                 "the queue is full: {waiting} builds wait, {max_waiting} may"
             )));
         }
+        self.reserved += 1;
         Ok(())
+    }
+
+    pub(super) const fn give_back(&mut self) {
+        self.reserved -= 1;
     }
 
     pub(super) fn push(&mut self, waiting: Waiting) {
@@ -141,11 +148,25 @@ mod tests {
     #[test]
     fn a_queue_takes_what_fits_into_slots_and_waiting_room() {
         let mut queue = Queue::new(2);
-        assert!(queue.admit(0).is_ok(), "two slots are free");
+        assert!(
+            queue.reserve(0).is_ok() && queue.reserve(0).is_ok(),
+            "two slots are free"
+        );
+        assert!(matches!(
+            queue.reserve(0),
+            Err(ServiceError::ResourceExhausted(_))
+        ));
+        queue.give_back();
+        assert!(queue.reserve(0).is_ok());
+        queue.give_back();
+        queue.give_back();
         queue.running = 2;
-        assert!(matches!(queue.admit(0), Err(ServiceError::ResourceExhausted(_))));
-        assert!(queue.admit(1).is_ok());
+        assert!(matches!(
+            queue.reserve(0),
+            Err(ServiceError::ResourceExhausted(_))
+        ));
+        assert!(queue.reserve(1).is_ok());
         queue.drain();
-        assert!(matches!(queue.admit(1), Err(ServiceError::Unavailable(_))));
+        assert!(matches!(queue.reserve(9), Err(ServiceError::Unavailable(_))));
     }
 }
