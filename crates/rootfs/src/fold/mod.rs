@@ -53,7 +53,11 @@
 //! - a character device 0:0 hides nothing.
 //!
 //! Every entry for which the modes differ, or with which a layer breaks the specification, is named by a [`Note`] in
-//! the [`Report`].
+//! the [`Report`]; of those below one symbolic link that [`Mode::Docker`] makes a directory, the first, as for the others
+//! the link is no longer there. The two sorts have bounds of their own: notes for which the modes differ
+//! ([`NoteKind::modes_differ`]) are kept up to [`FoldLimits::max_difference_notes`] and 64 MiB of paths, the others up to
+//! [`FoldLimits::max_notes`]. What exceeds a bound is counted; as long as [`Report::differences_omitted`] is zero, no entry
+//! for which the modes differ is missing.
 
 mod apply;
 mod error;
@@ -90,12 +94,15 @@ pub struct FoldLimits {
     pub max_depth: usize,
     /// Most names of an inode that is no directory.
     pub max_links: u32,
-    /// Most notes that the report keeps; the rest is counted.
+    /// Most notes that the report keeps of those for which the modes do not differ; the rest is counted.
     pub max_notes: usize,
+    /// Most notes that the report keeps of those for which the modes differ; the rest is counted.
+    pub max_difference_notes: usize,
 }
 
 impl Default for FoldLimits {
-    /// 2,000,000 entries, paths of 4,096 bytes and 255 components, 65,000 names (what ext4 can hold), 1,000 notes.
+    /// 2,000,000 entries, paths of 4,096 bytes and 255 components, 65,000 names (what ext4 can hold), 1,000 notes, and
+    /// 100,000 about differences between the modes.
     fn default() -> Self {
         Self {
             max_entries: 2_000_000,
@@ -103,6 +110,7 @@ impl Default for FoldLimits {
             max_depth: 255,
             max_links: MAX_LINKS,
             max_notes: 1000,
+            max_difference_notes: 100_000,
         }
     }
 }
@@ -152,7 +160,7 @@ impl Folder {
     /// No layers yet: the tree has only its root, 0755, owned by root, dated 1970.
     #[must_use]
     pub fn new(mode: Mode, limits: FoldLimits) -> Self {
-        let report = Report::new(limits.max_notes);
+        let report = Report::new(&limits);
         Self {
             mode,
             limits,

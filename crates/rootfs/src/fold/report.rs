@@ -2,18 +2,37 @@
 
 use std::fmt;
 
+use super::FoldLimits;
+
+/// Most bytes of all paths of the notes of one sort: without this bound, a layer could ask for 100,000 paths of 4,096
+/// bytes. It allows for 100,000 paths of 671 bytes.
+const MAX_PATH_BYTES_OF_NOTES: usize = 64 << 20;
+
 /// What was noticed while folding, and what each layer did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// Entries for which the modes differ or with which a layer breaks the specification, in the order in which they
-    /// were met. At most [`FoldLimits::max_notes`](super::FoldLimits::max_notes).
+    /// were met. Those for which the modes differ have room of their own
+    /// ([`FoldLimits::max_difference_notes`](super::FoldLimits::max_difference_notes)), so that no number of harmless
+    /// ones ([`FoldLimits::max_notes`](super::FoldLimits::max_notes)) crowds them out.
     pub notes: Vec<Note>,
-    /// How many notes were left out for want of room.
+    /// How many notes were left out for want of room, of both sorts.
     pub notes_omitted: u64,
+    /// How many of the notes that were left out are about a difference between the modes. Zero means that
+    /// [`notes`](Self::notes) names every such entry.
+    pub differences_omitted: u64,
     /// What each layer did, the bottom one first.
     pub layers: Vec<LayerChanges>,
-    max_notes: usize,
+    differences: Room,
+    others: Room,
+}
+
+/// How many more notes of one sort are kept, and how many more bytes of their paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Room {
+    notes: usize,
+    path_bytes: usize,
 }
 
 /// Something to know about one entry of a layer.
@@ -102,15 +121,26 @@ pub struct LayerChanges {
 }
 
 impl Report {
-    pub(super) fn new(max_notes: usize) -> Self {
+    pub(super) fn new(limits: &FoldLimits) -> Self {
+        let room = |notes| Room {
+            notes,
+            path_bytes: MAX_PATH_BYTES_OF_NOTES,
+        };
         Self {
-            max_notes,
+            differences: room(limits.max_difference_notes),
+            others: room(limits.max_notes),
             ..Self::default()
         }
     }
 
     pub(super) fn note(&mut self, layer: usize, path: &[u8], kind: NoteKind) {
-        if self.notes.len() < self.max_notes {
+        let is_difference = kind.modes_differ();
+        let room = if is_difference {
+            &mut self.differences
+        } else {
+            &mut self.others
+        };
+        if room.take(path) {
             self.notes.push(Note {
                 layer,
                 path: path.to_vec(),
@@ -118,7 +148,21 @@ impl Report {
             });
         } else {
             self.notes_omitted += 1;
+            self.differences_omitted += u64::from(is_difference);
         }
+    }
+}
+
+impl Room {
+    /// Takes the room of a note about `path`, if there is any left.
+    fn take(&mut self, path: &[u8]) -> bool {
+        let (Some(notes), Some(path_bytes)) =
+            (self.notes.checked_sub(1), self.path_bytes.checked_sub(path.len()))
+        else {
+            return false;
+        };
+        *self = Self { notes, path_bytes };
+        true
     }
 }
 

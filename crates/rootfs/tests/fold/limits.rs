@@ -104,6 +104,53 @@ fn notes_are_bounded_and_the_rest_is_counted() {
     let layers = [(0..25).fold(layer(), |layer, n| layer.file(format!("x/../{n}"), 1))];
     let report = fold_with(Mode::Oci, limits, &layers).unwrap().report;
     assert_eq!((report.notes.len(), report.notes_omitted), (10, 15));
+    assert_eq!(report.differences_omitted, 0);
+}
+
+#[test]
+fn harmless_notes_do_not_crowd_out_those_for_which_the_modes_differ() {
+    let limits = limits(|limits| (limits.max_notes, limits.max_difference_notes) = (10, 20));
+    let lower = (0..27).fold(layer().dir("usr/lib"), |layer, n| {
+        layer.symlink(format!("lib{n}"), "usr/lib")
+    });
+    let harmless = |layer: Layer| (0..25).fold(layer, |layer, n| layer.file(format!("x/../{n}"), 1));
+    let upper = |count| {
+        (0..count).fold(harmless(layer()), |layer, n| {
+            layer.file(format!("lib{n}/f{n}"), 1)
+        })
+    };
+    for mode in BOTH {
+        for (different, kept, omitted) in [(15, 15, 0), (27, 20, 7)] {
+            let layers = [lower.clone(), upper(different)];
+            let report = fold_with(mode, limits.clone(), &layers).unwrap().report;
+            let (named, others): (Vec<_>, Vec<_>) =
+                report.notes.iter().partition(|note| note.kind.modes_differ());
+            assert_eq!(
+                (named.len(), others.len(), report.differences_omitted),
+                (kept, 10, omitted),
+                "mode {mode:?}, {different} entries"
+            );
+            assert_eq!(
+                report.notes_omitted,
+                15 + omitted,
+                "mode {mode:?}, {different} entries"
+            );
+        }
+    }
+}
+
+/// The paths of the notes have a bound, too: what a layer can make the report hold does not grow with its path lengths.
+#[test]
+fn long_paths_do_not_make_the_report_large() {
+    let lower = layer().dir("d").symlink("l", "d");
+    let long = ["l", &"./".repeat(2000), "f"].join("/");
+    let upper = (0..20_000).fold(layer(), |layer, n| layer.file(format!("{long}{n}"), 1));
+    let report = fold_with(Mode::Oci, FoldLimits::default(), &[lower, upper])
+        .unwrap()
+        .report;
+    let bytes: usize = report.notes.iter().map(|note| note.path.len()).sum();
+    assert!((60 << 20..=64 << 20).contains(&bytes), "{bytes}");
+    assert_eq!(report.notes.len() as u64 + report.differences_omitted, 20_000);
 }
 
 #[test]
