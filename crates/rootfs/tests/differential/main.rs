@@ -2,14 +2,10 @@
 //! with mode `docker`. Every difference is on the list in `cases.rs`, with its reason; a difference that is not there
 //! fails, and so does one that is there and no longer appears.
 //!
-//! Needs root and the tools (`umoci`; `containerd` and `ctr`, which the test bed does not install); without them the
-//! tests say so and pass.
+//! Needs root and the tools (the packages `umoci` and `containerd`); without them the tests say so and pass, unless
+//! `BUILDERD_REQUIRE_LAB=1`.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "test code says why it skips, and fails loudly"
-)]
+#![allow(clippy::unwrap_used, reason = "test code fails loudly")]
 
 mod cases;
 mod containerd;
@@ -144,7 +140,6 @@ fn privileged_mode_oci_agrees_with_umoci() {
 fn privileged_mode_docker_agrees_with_containerd() {
     match containerd::Containerd::start() {
         Ok(containerd) => compare(&containerd, Mode::Docker, |case| &case.containerd),
-        // Not part of the test bed, so its absence is no failure anywhere.
-        Err(reason) => println!("skipped: {reason}"),
+        Err(reason) => test_support::lab::skip(reason),
     }
 }
