@@ -67,6 +67,9 @@ pub struct PipelineConfig {
     pub backend: Backend,
     /// Layers that one build pulls and indexes at the same time, at least 1.
     pub layers_in_parallel: usize,
+    /// Whether an image and its metadata that are at the output already are replaced. Nothing but regular files ever
+    /// is.
+    pub replace_existing: bool,
     /// What one build may use.
     pub limits: BuildLimits,
 }
@@ -152,8 +155,8 @@ impl Work<'_> {
     }
 }
 
-/// Runs one build and publishes its image at `output`, replacing what is there, with its metadata beside it. The
-/// directory of `output` has to exist.
+/// Runs one build and publishes its image at `output`, with its metadata beside it. The directory of `output` has to
+/// exist; for files that are there already see [`PipelineConfig::replace_existing`].
 ///
 /// `events` gets a line for each thing worth knowing, figures several times a second, and the states from `Pulling` to
 /// `Optimizing`, each once and in order; how the build ended is what this returns.
@@ -204,7 +207,8 @@ async fn build(
     // An image that could not be put anywhere is not worth a download.
     let draft = {
         let output = output.to_owned();
-        blocking(move || Draft::create(&output)).await??
+        let replace = config.replace_existing;
+        blocking(move || Draft::create(&output, replace)).await??
     };
     progress.enter(BuildState::Pulling).await;
     progress.report().await;

@@ -1,9 +1,13 @@
 //! The image in its place: hidden while it is written, hashed, then there at once with its metadata.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -11,9 +15,9 @@ use std::{
     },
 };
 
-use rustix::fs::SeekFrom as SparseSeek;
+use rustix::fs::{FlockOperation, SeekFrom as SparseSeek};
 use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::{Work, blocking, progress::Phase};
 use crate::{
@@ -28,16 +32,21 @@ pub(crate) const UNFINISHED_MARK: &str = ".unfinished-";
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// An image that is being written. Dropping it removes it.
+///
+/// It is locked (flock(2)) as long as it or a worker writes it, so that the next draft for the same output can tell
+/// what a killed process left behind from what somebody is writing.
 #[derive(Debug)]
 pub(super) struct Draft {
     image: NamedTempFile,
     output: PathBuf,
     directory: PathBuf,
+    replace: bool,
 }
 
 impl Draft {
-    /// A hidden, empty file in the directory of `output`. Blocks.
-    pub(super) fn create(output: &Path) -> Result<Self, BuildError> {
+    /// A hidden, empty file in the directory of `output`. What is at `output` already has to be a regular file, and is
+    /// replaced at the end only with `replace`. Blocks.
+    pub(super) fn create(output: &Path, replace: bool) -> Result<Self, BuildError> {
         if output.file_name().is_none() || output.is_dir() {
             return Err(BuildError::new(
                 BuildErrorKind::OutputNotWritable,
@@ -48,11 +57,24 @@ impl Draft {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let image = hidden_file(&directory, output).map_err(|error| unwritable("create the image", error))?;
+        check_place(output, "the output", replace)?;
+        check_place(&metadata_path(output), "the metadata of the output", replace)?;
+        let creating = |error| unwritable("create the image", error);
+        sweep(&directory, output).map_err(creating)?;
+        let image = loop {
+            let image = hidden_file(&directory, output).map_err(creating)?;
+            rustix::fs::flock(image.as_file(), FlockOperation::LockExclusive)
+                .map_err(|error| creating(error.into()))?;
+            // Another draft's sweep may have come between the making and the lock.
+            if image.as_file().metadata().map_err(creating)?.nlink() > 0 {
+                break image;
+            }
+        };
         Ok(Self {
             image,
             output: output.to_owned(),
             directory,
+            replace,
         })
     }
 
@@ -62,6 +84,8 @@ impl Draft {
 
     /// Gives the image its name, with its metadata beside it; both are on disk when this returns. Gives the path of the
     /// metadata. Blocks.
+    ///
+    /// After an error what was there before is there again.
     pub(super) fn publish(self, metadata: &ImageMetadata) -> Result<PathBuf, BuildError> {
         let failed = |error| unwritable("publish the image", error);
         self.image.as_file().sync_all().map_err(failed)?;
@@ -72,19 +96,84 @@ impl Draft {
         text.push(b'\n');
         sidecar.write_all(&text).map_err(failed)?;
         sidecar.as_file().sync_all().map_err(failed)?;
-        // The sidecar first: an image that is there has its metadata.
-        sidecar
-            .persist(&metadata_path)
-            .map_err(|error| failed(error.error))?;
-        if let Err(error) = self.image.persist(&self.output) {
-            let _ = fs::remove_file(&metadata_path);
-            return Err(failed(error.error));
+        check_place(&self.output, "the output", self.replace)?;
+        check_place(&metadata_path, "the metadata of the output", self.replace)?;
+        // The sidecar first: an image that is there has its metadata. What it replaces is kept until the image is there.
+        let former = match self.replace {
+            true => keep_aside(&self.directory, &metadata_path).map_err(failed)?,
+            false => None,
+        };
+        let published = place(sidecar, &metadata_path, self.replace).and_then(|()| {
+            place(self.image, &self.output, self.replace).inspect_err(|_| {
+                let _ = fs::remove_file(&metadata_path);
+            })
+        });
+        if let Err(error) = published {
+            if let Some(former) = former {
+                let _ = former.persist(&metadata_path);
+            }
+            return Err(failed(error));
         }
+        drop(former);
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
             .map_err(failed)?;
         Ok(metadata_path)
     }
+}
+
+/// Whether a file may come to lie at `path`: nothing is there, or a regular file that is to be replaced. Never a device,
+/// a symbolic link or a directory: writing to `/dev/null` must not make a file of it.
+fn check_place(path: &Path, what: &str, replace: bool) -> Result<(), BuildError> {
+    let refuse = |reason: &str| {
+        let message = format!("{what} cannot be written: {reason}");
+        Err(BuildError::new(BuildErrorKind::OutputNotWritable, message))
+    };
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => refuse("what is there is not a regular file"),
+        Ok(_) if !replace => refuse("it is there already"),
+        // What else is wrong with the place shows when a file is made in it.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Gives a file its name.
+fn place(file: NamedTempFile, path: &Path, replace: bool) -> io::Result<()> {
+    let placed = if replace {
+        file.persist(path)
+    } else {
+        file.persist_noclobber(path)
+    };
+    placed.map(drop).map_err(|error| error.error)
+}
+
+/// Gives the file at `path`, if there is one, a hidden name that is dropped with what this returns.
+fn keep_aside(directory: &Path, path: &Path) -> io::Result<Option<TempPath>> {
+    let aside = hidden_file(directory, path)?.into_temp_path();
+    match fs::rename(path, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what killed processes left of drafts for the same output: files with its hidden name that nobody has locked.
+fn sweep(directory: &Path, output: &Path) -> io::Result<()> {
+    let prefix = hidden_prefix(output);
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
+            continue;
+        }
+        // Somebody else may be sweeping, too.
+        let Ok(file) = File::open(entry.path()) else {
+            continue;
+        };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Where the metadata of an image lies: that of `rootfs.ext4` in `rootfs.metadata.json`; any other name keeps its ending.
@@ -102,13 +191,18 @@ pub fn metadata_path(output: &Path) -> PathBuf {
 /// A file beside `target` under a name that is hidden and recognisable; its mode is what the umask makes of 0666, as
 /// for any file that a program writes.
 fn hidden_file(directory: &Path, target: &Path) -> io::Result<NamedTempFile> {
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(target.file_name().unwrap_or_default());
-    prefix.push(UNFINISHED_MARK);
     tempfile::Builder::new()
-        .prefix(&prefix)
+        .prefix(&hidden_prefix(target))
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(directory)
+}
+
+/// What the hidden names of files that are to be `target` begin with.
+fn hidden_prefix(target: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(UNFINISHED_MARK);
+    prefix
 }
 
 fn unwritable(action: &str, error: io::Error) -> BuildError {
@@ -235,10 +329,10 @@ mod tests {
     fn a_draft_that_is_dropped_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("x.ext4");
-        drop(Draft::create(&output).unwrap());
+        drop(Draft::create(&output, false).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 
-        let metadata = Draft::create(&output)
+        let metadata = Draft::create(&output, false)
             .unwrap()
             .publish(&ImageMetadata::default())
             .unwrap();
@@ -248,6 +342,69 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, [output, metadata]);
+    }
+
+    fn publish(output: &Path, replace: bool) -> Result<PathBuf, BuildError> {
+        Draft::create(output, replace)?.publish(&ImageMetadata::default())
+    }
+
+    #[test]
+    fn only_regular_files_are_replaced_and_only_when_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("x.ext4");
+        publish(&output, false).unwrap();
+        let error = publish(&output, false).unwrap_err();
+        assert!(error.to_string().ends_with("it is there already"), "{error}");
+        publish(&output, true).unwrap();
+
+        let link = directory.path().join("link.ext4");
+        std::os::unix::fs::symlink(&output, &link).unwrap();
+        for output in [Path::new("/dev/null"), &link] {
+            let error = publish(output, true).unwrap_err();
+            assert!(error.to_string().ends_with("not a regular file"), "{error}");
+        }
+        assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("x.ext4");
+        let draft = Draft::create(&output, false).unwrap();
+        fs::write(&output, b"of the user").unwrap();
+        draft.publish(&ImageMetadata::default()).unwrap_err();
+        assert_eq!(fs::read(&output).unwrap(), b"of the user");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_the_former_metadata() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("x.ext4");
+        let metadata = publish(&output, false).unwrap();
+        fs::write(&metadata, b"former").unwrap();
+        let draft = Draft::create(&output, true).unwrap();
+        // The last step fails: the draft's own name is gone.
+        fs::remove_file(draft.image.path()).unwrap();
+        draft.publish(&ImageMetadata::default()).unwrap_err();
+        assert_eq!(fs::read(&metadata).unwrap(), b"former");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept_and_what_is_being_written_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("x.ext4");
+        let left = directory.path().join(".x.ext4.unfinished-killed");
+        let other = directory.path().join(".y.ext4.unfinished-killed");
+        fs::write(&left, b"half").unwrap();
+        fs::write(&other, b"half").unwrap();
+        let first = Draft::create(&output, false).unwrap();
+        assert!(!left.exists());
+        assert!(other.exists());
+        let second = Draft::create(&output, false).unwrap();
+        assert!(first.image.path().exists());
+        drop((first, second));
     }
 
     #[test]
@@ -260,7 +417,7 @@ mod tests {
             directory.path().join("absent/x.ext4"),
             directory.path().to_owned(),
         ] {
-            let error = Draft::create(&output).unwrap_err();
+            let error = Draft::create(&output, true).unwrap_err();
             assert_eq!(error.kind(), &BuildErrorKind::OutputNotWritable);
             assert!(!error.to_string().contains('/'), "{error}");
         }

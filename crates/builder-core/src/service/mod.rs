@@ -360,6 +360,8 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
         guest_architecture: config.guest_architecture.clone(),
         backend: config.backend,
         layers_in_parallel: config.layers_in_parallel.max(1),
+        // A build that is run again after a crash may have been published already.
+        replace_existing: true,
         limits: BuildLimits {
             timeout: Some(config.build_timeout),
             max_compressed_bytes: config.max_compressed_bytes,

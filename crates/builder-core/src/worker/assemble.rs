@@ -24,8 +24,12 @@ use super::{
 };
 use crate::request::{Backend, LayerMode, Profile};
 
-/// Notes of the fold that go to the log, those on which the modes differ first; the rest is counted.
+/// Notes of the fold on which the modes agree that go to the log; the rest is counted. Those on which they differ all go
+/// there, up to what the parent reads of one worker.
 const MAX_NOTES: usize = 200;
+
+/// Notes of the fold on which the modes differ that go to the log; the rest is counted.
+const MAX_DIFFERING_NOTES: usize = 3000;
 
 /// Bytes of one file that an edit brings by descriptor.
 const MAX_EDIT_BYTES: u64 = 256 << 20;
@@ -104,12 +108,14 @@ fn note<W: Write>(report: &Report, events: &mut Events<W>) -> Result<(), Failure
     let (differing, others): (Vec<_>, Vec<_>) =
         report.notes.iter().partition(|note| note.kind.modes_differ());
     let total = report.notes.len() as u64 + report.notes_omitted;
-    for note in differing.iter().chain(&others).take(MAX_NOTES) {
+    let differing = &differing[..differing.len().min(MAX_DIFFERING_NOTES)];
+    let others = &others[..others.len().min(MAX_NOTES)];
+    for note in differing.iter().chain(others) {
         events.send(&WorkerEvent::Note {
             message: note.to_string(),
         })?;
     }
-    let shown = report.notes.len().min(MAX_NOTES) as u64;
+    let shown = (differing.len() + others.len()) as u64;
     if total > shown {
         let message = format!(
             "{} more notes on entries of the layers are left out",

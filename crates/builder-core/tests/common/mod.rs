@@ -109,6 +109,7 @@ impl Site {
             guest_architecture: host_architecture(),
             backend: Backend::Native,
             layers_in_parallel: 3,
+            replace_existing: true,
             limits: BuildLimits::default(),
         };
         Self {
