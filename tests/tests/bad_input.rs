@@ -225,12 +225,12 @@ async fn a_bad_image_is_a_clear_error_by_every_interface() {
         (
             "truncated layer",
             publish("short", &sample().fault(0, Fault::TruncatedStream)),
-            &["layer"],
+            &["layer", "ends too early"],
         ),
         (
             "corrupt gzip",
             publish("corrupt", &sample().fault(0, Fault::CorruptStream)),
-            &["layer"],
+            &["layer", "gzip data is corrupt"],
         ),
         (
             "wrong diff_id",
@@ -243,7 +243,7 @@ async fn a_bad_image_is_a_clear_error_by_every_interface() {
                 "no-tar",
                 &Image::new().layer_bytes(noise(5000), Compression::Gzip),
             ),
-            &["layer"],
+            &["layer", "archive is malformed"],
         ),
         (
             "unreachable registry",
@@ -400,7 +400,7 @@ async fn a_request_that_cannot_be_understood_names_its_field() {
             "/config/source/docker_image/image_uri",
             json!(7),
             400,
-            "",
+            "string",
         ),
         (
             "bad platform",
