@@ -188,7 +188,7 @@ impl Client {
             if !self.shared.is_mirror_left_out(&mirror.host) {
                 // Anonymously: a mirror is not the party that the credentials are for.
                 let identity = Identity::new(&context.isolation_key, None);
-                sessions.push(session(Route::to_mirror(mirror, registry)?, identity));
+                sessions.push(session(Route::to_mirror(mirror, registry, config)?, identity));
             }
         }
         if mirrors.is_none_or(|mirrors| !mirrors.without_fallback) {

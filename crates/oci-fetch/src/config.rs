@@ -179,7 +179,7 @@ impl ClientConfig {
     }
 
     /// Lets this registry (`host[:port]` as in references) be on a private or loopback address. What it redirects to on
-    /// another host may not.
+    /// another host may not, nor on another port, unless that is named likewise.
     ///
     /// # Errors
     /// `InvalidInput` when it is not `host[:port]`.
@@ -252,7 +252,8 @@ impl ClientConfig {
         self
     }
 
-    /// Trusts the certificate authorities in this PEM bundle, besides the system's, for this registry's own host.
+    /// Trusts the certificate authorities in this PEM bundle, besides the system's, for this registry's own host
+    /// and port.
     ///
     /// # Errors
     /// `InvalidInput` when the registry is not `host[:port]`. A bundle that cannot be parsed fails
@@ -267,7 +268,7 @@ impl ClientConfig {
         Ok(self)
     }
 
-    /// Shows a client certificate to this registry's own host: a PEM file with certificate chain and private key.
+    /// Shows a client certificate to this registry's own host and port: a PEM file with certificate chain and private key.
     ///
     /// # Errors
     /// As for [`with_certificate_authorities`](Self::with_certificate_authorities).

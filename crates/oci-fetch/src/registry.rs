@@ -156,7 +156,8 @@ impl Session {
             let authorization = self
                 .authenticator
                 .authorization(&self.transport, &self.route, &self.identity, &self.repository)
-                .await?;
+                .await
+                .inspect_err(|_| self.authenticator.forget(&self.route, &self.identity))?;
             let token = authorization
                 .as_ref()
                 .and_then(|authorization| authorization.token.clone());
@@ -202,6 +203,9 @@ impl Session {
                 drop(answer);
                 self.authenticator.invalidate(token).await;
                 continue;
+            }
+            if answer.is_origin && matches!(status, 401 | 403) {
+                self.authenticator.forget(&self.route, &self.identity);
             }
             let refusal = answer.refuse(&self.route.registry, ask.what).await;
             attempts.pause(refusal.error, refusal.retry_after).await?;

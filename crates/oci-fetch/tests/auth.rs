@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use common::*;
-use oci_fetch::{Client, Credentials, Digest, FetchErrorKind, PullContext};
+use oci_fetch::{Client, Credentials, Digest, FetchErrorKind, Loopback, PullContext};
 use tokio::net::TcpListener;
 
 /// How the token service and the registry behave.
@@ -358,6 +358,8 @@ async fn a_realm_elsewhere_gets_no_secret_and_no_connection_inside() {
     })
     .await;
     for realm in [
+        // Another port of the very address that the operator named.
+        format!("http://{}/token", inside.address),
         format!("http://localhost:{}/token", inside.address.port()),
         format!("http://2130706434:{}/token", inside.address.port()),
         format!("http://[::ffff:127.0.0.1]:{}/token", inside.address.port()),
@@ -383,6 +385,78 @@ async fn a_realm_elsewhere_gets_no_secret_and_no_connection_inside() {
         assert_eq!(kind(result), FetchErrorKind::Policy, "{realm}");
     }
     assert!(inside.log().is_empty());
+}
+
+#[tokio::test]
+async fn a_token_service_on_another_port_gets_credentials_only_when_it_is_named() {
+    let image = TestImage::one_layer(1000);
+    let service = Server::start(Store::default(), |_| {
+        Some(Reply::ok("application/json", r#"{"token":"x"}"#))
+    })
+    .await;
+    let setup = TokenRegistry {
+        realm: Some(format!("http://{}/token", service.address)),
+        ..Default::default()
+    };
+    let server = start(&image, setup).await;
+    let source = server.source("app:1");
+    let cache = tempfile::tempdir().unwrap();
+    let alice = as_user("t", "alice", "a");
+    // The developer's switch lets the token service be reached, without a password.
+    let local = quick(oci_fetch::ClientConfig::new(cache.path())).with_loopback(Loopback::PlainHttp);
+    for config in [
+        local.clone(),
+        local.with_plain_http(&server.address.to_string()).unwrap(),
+    ] {
+        let client = Client::new(config).unwrap();
+        let result = client.resolve(&source, &amd64(), &alice).await;
+        assert_eq!(kind(result), FetchErrorKind::Policy);
+        assert!(service.log().iter().all(|seen| seen.authorization().is_none()));
+        resolve(&client, &source).await.unwrap();
+    }
+    let config = server
+        .config(cache.path())
+        .with_plain_http(&service.address.to_string())
+        .unwrap();
+    let client = Client::new(config).unwrap();
+    client.resolve(&source, &amd64(), &alice).await.unwrap();
+    assert_eq!(
+        service.log().last().unwrap().authorization(),
+        Some(basic("alice", "a").as_str())
+    );
+}
+
+#[tokio::test]
+async fn one_bad_realm_does_not_outlive_its_pull() {
+    let image = TestImage::one_layer(1000);
+    let mut store = Store::default();
+    store.publish("app", "1", &image);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = AtomicUsize::new(0);
+    let server = Server::on(listener, store, move |seen| match seen.authorization() {
+        _ if seen.path.starts_with("/token") => Some(Reply::ok("application/json", r#"{"token":"good"}"#)),
+        _ if seen.path.starts_with("/useless") => Some(Reply::ok("application/json", r#"{"token":"bad"}"#)),
+        _ if seen.path.starts_with("/broken") => Some(Reply::new(404)),
+        Some("Bearer good") => None,
+        Some(_) => Some(Reply::new(401)),
+        None => {
+            let realm = ["broken", "useless", "token"][asked.fetch_add(1, Ordering::SeqCst).min(2)];
+            Some(Reply::challenge(&format!(
+                r#"Bearer realm="http://{address}/{realm}",service="test""#
+            )))
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    for expected in [
+        Some(FetchErrorKind::NotFound),
+        Some(FetchErrorKind::Unauthorized),
+        None,
+    ] {
+        let pulled = resolve(&client, &server.source("app:1")).await;
+        assert_eq!(pulled.err().map(|error| error.kind().clone()), expected);
+    }
 }
 
 #[tokio::test]
@@ -457,8 +531,18 @@ async fn redirects_carry_no_credential_to_another_origin() {
     .await;
     let cache = tempfile::tempdir().unwrap();
     let client = server.client(cache.path());
+    let context = as_user("t", "alice", "a");
+    // Another port of the named host is not reached unless it is named, too.
     assert_eq!(
-        pull_with(&client, &server.source("app:1"), &as_user("t", "alice", "a"))
+        kind(pull_with(&client, &server.source("app:1"), &context).await),
+        FetchErrorKind::Policy
+    );
+    assert!(storage.log().is_empty());
+    let config = server.config(cache.path());
+    let config = config.with_plain_http(&storage.address.to_string()).unwrap();
+    let client = Client::new(config).unwrap();
+    assert_eq!(
+        pull_with(&client, &server.source("app:1"), &context)
             .await
             .unwrap(),
         image.layers
@@ -477,13 +561,16 @@ async fn a_challenge_from_behind_a_redirect_is_not_answered() {
     })
     .await;
     let cache = tempfile::tempdir().unwrap();
+    let config = server.config(cache.path());
+    let config = config.with_plain_http(&storage.address.to_string()).unwrap();
     let result = pull_with(
-        &server.client(cache.path()),
+        &Client::new(config).unwrap(),
         &server.source("app:1"),
         &as_user("t", "alice", "a"),
     )
     .await;
     assert_eq!(kind(result), FetchErrorKind::Transient);
+    assert!(!storage.log().is_empty());
     assert!(storage.log().iter().all(|seen| seen.authorization().is_none()));
 }
 
@@ -502,6 +589,7 @@ async fn redirect_loops_chains_and_bad_locations_end() {
             "http://user:secret@127.0.0.1/",
             FetchErrorKind::Policy,
         ),
+        ("another port", "http://127.0.0.1:1/", FetchErrorKind::Policy),
         ("private", "https://10.0.0.1/", FetchErrorKind::Policy),
         (
             "metadata",

@@ -383,7 +383,10 @@ async fn layers_may_come_from_a_storage_that_the_registry_redirects_to() {
     .await;
     let source = format!("{}/app:1", registry.address).parse().unwrap();
     let cache = tempfile::tempdir().unwrap();
-    let client = Client::new(client(cache.path(), &registry.address)).unwrap();
+    let config = client(cache.path(), &registry.address)
+        .with_plain_http(&storage.address.to_string())
+        .unwrap();
+    let client = Client::new(config).unwrap();
     assert_eq!(
         pull_with(&client, &source, &as_tenant("t")).await.unwrap(),
         image.layers
@@ -568,7 +571,10 @@ async fn token_authentication_with_an_own_signer() {
         .await;
     }
     let cache = tempfile::tempdir().unwrap();
-    let client = Client::new(client(cache.path(), &registry.address)).unwrap();
+    let config = client(cache.path(), &registry.address)
+        .with_plain_http(&service.address.to_string())
+        .unwrap();
+    let client = Client::new(config).unwrap();
     let source = |repository: &str| format!("{}/{repository}:1", registry.address).parse().unwrap();
     let pulled = pull_with(&client, &source("public"), &as_tenant("t")).await;
     assert_eq!(pulled.unwrap(), image.layers);

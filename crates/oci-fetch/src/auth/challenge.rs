@@ -72,6 +72,12 @@ pub(crate) fn check_realm(route: &Route, realm: &str, has_secret: bool) -> Resul
         (Some(registry), Some(service)) => is_related(registry, service),
         _ => false,
     };
+    if has_secret && route.is_foreign_port_inside(&url) {
+        return Err(FetchError::policy(format!(
+            "registry {} wants the credentials sent to another port, which is not a named registry",
+            route.registry
+        )));
+    }
     if has_secret && !related {
         return Err(FetchError::policy(format!(
             "registry {} wants the credentials sent to a token service of another domain",

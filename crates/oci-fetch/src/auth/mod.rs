@@ -119,6 +119,15 @@ impl Authenticator {
         challenges.insert(party(route, identity), challenge);
     }
 
+    /// Forgets what the registry asked this party for, because it led nowhere: the registry is asked anew next time, and one
+    /// wrong answer of it does not outlive the pull that it was given to.
+    pub(crate) fn forget(&self, route: &Route, identity: &Identity) {
+        self.challenges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&party(route, identity));
+    }
+
     /// The header for a request that only reads the repository; `None` as long as the registry has not asked for one.
     pub(crate) async fn authorization(
         &self,

@@ -95,11 +95,9 @@ impl Transport {
         for _ in 0..=MAX_REDIRECTS {
             let reach = route.admit(&url)?;
             let is_origin = same_origin(&url, request.url);
-            let tls = if route.is_home(&url) && self.config.tls.contains_key(&route.registry) {
-                Some(route.registry.clone())
-            } else {
-                None
-            };
+            let tls = route
+                .tls_name(&url)
+                .filter(|name| self.config.tls.contains_key(name));
             let client = self.client(ClientKey { reach, tls })?;
             let mut builder = client
                 .request(request.method.clone(), url.clone())

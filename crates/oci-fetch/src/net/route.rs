@@ -22,10 +22,48 @@ pub(crate) struct Route {
     pub(crate) base: Url,
     /// Whether this registry is used without TLS.
     pub(crate) is_plain: bool,
-    /// What connections to the registry's own host may reach.
+    /// What connections to the registry's own host and port may reach.
     home: Reach,
-    /// What connections to any other host (redirects, token services) may reach.
+    /// What connections to any other host or port (redirects, token services) may reach.
     elsewhere: Reach,
+    /// Where the registry itself is on its host.
+    own: Vec<Endpoint>,
+    /// What else on the registry's host the operator has named.
+    listed: Vec<Endpoint>,
+}
+
+/// A port that belongs to a registry's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Endpoint {
+    port: u16,
+    /// Whether it may be spoken to without TLS.
+    is_plain: bool,
+}
+
+impl Endpoint {
+    /// What a name stands for: its port, or without one the default ports of the schemes it may be spoken to in.
+    fn of(name: &str, is_plain: bool) -> Vec<Self> {
+        // Read from the text, because a URL forgets the port that is its scheme's default. A bracket ends an IPv6 address.
+        let port = name
+            .rsplit_once(':')
+            .filter(|(_, port)| !port.contains(']'))
+            .and_then(|(_, port)| port.parse().ok());
+        match port {
+            Some(port) => vec![Self { port, is_plain }],
+            None if is_plain => vec![
+                Self { port: 80, is_plain },
+                Self {
+                    port: 443,
+                    is_plain: false,
+                },
+            ],
+            None => vec![Self { port: 443, is_plain }],
+        }
+    }
+
+    fn covers(self, url: &Url) -> bool {
+        url.port_or_known_default() == Some(self.port) && (self.is_plain || url.scheme() == "https")
+    }
 }
 
 impl Route {
@@ -45,15 +83,22 @@ impl Route {
         } else {
             probe
         };
-        let (home, elsewhere) = if is_named_plain || config.private_registries.contains(registry) {
-            // What a named registry points to on another host has been named by nobody.
-            (Reach::Private, Reach::Public)
-        } else if is_loopback {
-            // On the developer's own machine a registry and its token service are two ports of one address, or two names
-            // of it.
-            (Reach::Loopback, Reach::Loopback)
+        // On the developer's own machine a registry and its token service are two ports of one address, or two names of it.
+        // Anywhere else, what a named registry points to on another host or port has been named by nobody.
+        let elsewhere = if is_loopback {
+            Reach::Loopback
         } else {
-            (Reach::Public, Reach::Public)
+            Reach::Public
+        };
+        let home = if is_named_plain || config.private_registries.contains(registry) {
+            Reach::Private
+        } else {
+            elsewhere
+        };
+        let listed = if home == Reach::Public {
+            Vec::new()
+        } else {
+            listed_beside(&base, config)
         };
         Ok(Self {
             registry: registry.to_owned(),
@@ -62,25 +107,34 @@ impl Route {
             is_plain,
             home,
             elsewhere,
+            own: Endpoint::of(host, is_plain),
+            listed,
         })
     }
 
     /// The way to a mirror of a registry, which the operator has named.
-    pub(crate) fn to_mirror(mirror: &Mirror, registry: &str) -> Result<Self, FetchError> {
+    pub(crate) fn to_mirror(
+        mirror: &Mirror,
+        registry: &str,
+        config: &ClientConfig,
+    ) -> Result<Self, FetchError> {
         let scheme = if mirror.is_plain { "http" } else { "https" };
         let host = if mirror.host == DOCKER_HUB {
             DOCKER_HUB_HOST
         } else {
             mirror.host.as_str()
         };
+        let base = Url::parse(&format!("{scheme}://{host}/"))
+            .map_err(|_| FetchError::invalid("registry mirror does not make a URL"))?;
         Ok(Self {
             registry: mirror.host.clone(),
             namespace: Some(registry.to_owned()),
-            base: Url::parse(&format!("{scheme}://{host}/"))
-                .map_err(|_| FetchError::invalid("registry mirror does not make a URL"))?,
             is_plain: mirror.is_plain,
             home: Reach::Private,
             elsewhere: Reach::Public,
+            own: Endpoint::of(host, mirror.is_plain),
+            listed: listed_beside(&base, config),
+            base,
         })
     }
 
@@ -100,9 +154,43 @@ impl Route {
         Ok(url)
     }
 
-    /// Whether the URL is on the registry's own host, whatever the port.
+    /// Whether the URL is on the registry's own host and port.
     pub(crate) fn is_home(&self, url: &Url) -> bool {
+        self.is_same_host(url) && self.own.iter().any(|endpoint| endpoint.covers(url))
+    }
+
+    /// Whether the URL is on the registry's own host, whatever the port.
+    pub(crate) fn is_same_host(&self, url: &Url) -> bool {
         url.host() == self.base.host()
+    }
+
+    /// Whether the URL is on another port of the registry's own host that the operator has named, too.
+    fn is_listed(&self, url: &Url) -> bool {
+        self.is_same_host(url) && self.listed.iter().any(|endpoint| endpoint.covers(url))
+    }
+
+    /// Under which name the operator gives TLS material for the URL; none for another host, whatever it is called.
+    pub(crate) fn tls_name(&self, url: &Url) -> Option<String> {
+        if self.is_home(url) {
+            return Some(self.registry.clone());
+        }
+        match (url.host_str(), url.port()) {
+            (Some(host), Some(port)) if self.is_same_host(url) => Some(format!("{host}:{port}")),
+            (Some(host), None) if self.is_same_host(url) => Some(host.to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Whether the URL is on a port of an address inside that is not known to be the registry's: anybody's service there
+    /// has the same host in its URL.
+    pub(crate) fn is_foreign_port_inside(&self, url: &Url) -> bool {
+        let is_inside = is_loopback_name(url)
+            || match url.host() {
+                Some(Host::Ipv4(address)) => !Reach::Public.permits(IpAddr::V4(address)),
+                Some(Host::Ipv6(address)) => !Reach::Public.permits(IpAddr::V6(address)),
+                _ => false,
+            };
+        is_inside && !self.is_home(url) && !self.is_listed(url)
     }
 
     /// What a request to this URL may reach, after the checks that need no name resolution.
@@ -134,6 +222,8 @@ impl Route {
         }
         let reach = if self.is_home(url) {
             self.home
+        } else if self.is_listed(url) {
+            Reach::Private
         } else {
             self.elsewhere
         };
@@ -161,6 +251,25 @@ pub(crate) fn same_origin(one: &Url, other: &Url) -> bool {
     one.scheme() == other.scheme()
         && one.host() == other.host()
         && one.port_or_known_default() == other.port_or_known_default()
+}
+
+/// The ports of this host that the operator has named as a registry's or a mirror's.
+fn listed_beside(base: &Url, config: &ClientConfig) -> Vec<Endpoint> {
+    let plain = config.plain_http.iter().map(|name| (name, true));
+    let private = config.private_registries.iter().map(|name| (name, false));
+    let mirrors = config
+        .mirrors
+        .values()
+        .flat_map(|mirrors| &mirrors.hosts)
+        .map(|mirror| (&mirror.host, mirror.is_plain));
+    plain
+        .chain(private)
+        .chain(mirrors)
+        .filter(|(name, _)| {
+            Url::parse(&format!("https://{name}/")).is_ok_and(|named| named.host() == base.host())
+        })
+        .flat_map(|(name, is_plain)| Endpoint::of(name, is_plain))
+        .collect()
 }
 
 fn is_loopback_name(url: &Url) -> bool {
@@ -225,7 +334,8 @@ mod tests {
     fn a_named_registry_reaches_private_addresses_on_its_own_host_only() {
         let config = config();
         assert!(admits(&config, "10.0.0.7:5000", "https://10.0.0.7:5000/v2/"));
-        assert!(admits(&config, "10.0.0.7:5000", "https://10.0.0.7:5001/token"));
+        assert!(!admits(&config, "10.0.0.7:5000", "https://10.0.0.7:5001/token"));
+        assert!(!admits(&config, "10.0.0.7:5000", "https://10.0.0.7/token"));
         assert!(!admits(&config, "10.0.0.7:5000", "http://10.0.0.7:5000/v2/"));
         assert!(!admits(&config, "10.0.0.7:5000", "https://10.0.0.8/"));
         assert!(!admits(&config, "10.0.0.7:5000", "https://127.0.0.1/"));
@@ -243,6 +353,39 @@ mod tests {
                 .unwrap(),
             Reach::Public
         );
+    }
+
+    #[test]
+    fn a_name_stands_for_its_port_or_for_the_default_ports() {
+        let config = ClientConfig::new("unused")
+            .with_plain_http("10.0.0.1")
+            .and_then(|config| config.with_private_registry("10.0.0.2"))
+            .and_then(|config| config.with_plain_http("10.0.0.3:80"))
+            .and_then(|config| config.with_private_registry("[fd00::1]"))
+            .and_then(|config| config.with_plain_http("127.0.0.1:5000"))
+            .and_then(|config| config.with_private_registry("127.0.0.1:5001"))
+            .and_then(|config| config.with_mirror("docker.io", "http://127.0.0.1:5002"))
+            .unwrap();
+        for (registry, url, expected) in [
+            ("10.0.0.1", "http://10.0.0.1/", true),
+            ("10.0.0.1", "https://10.0.0.1/", true),
+            ("10.0.0.1", "http://10.0.0.1:8080/", false),
+            ("10.0.0.1", "http://10.0.0.1:443/", false),
+            ("10.0.0.2", "https://10.0.0.2/", true),
+            ("10.0.0.2", "https://10.0.0.2:80/", false),
+            ("10.0.0.3:80", "http://10.0.0.3/", true),
+            ("10.0.0.3:80", "https://10.0.0.3/", false),
+            ("[fd00::1]", "https://[fd00::1]/", true),
+            ("[fd00::1]", "https://[fd00::1]:1/", false),
+            ("127.0.0.1:5000", "https://127.0.0.1:5000/", true),
+            ("127.0.0.1:5000", "https://127.0.0.1:5001/", true),
+            ("127.0.0.1:5000", "http://127.0.0.1:5001/", false),
+            ("127.0.0.1:5000", "http://127.0.0.1:5002/", true),
+            ("127.0.0.1:5000", "http://127.0.0.1:5003/", false),
+            ("127.0.0.1:5000", "http://127.0.0.1/", false),
+        ] {
+            assert_eq!(admits(&config, registry, url), expected, "{registry} {url}");
+        }
     }
 
     #[test]
