@@ -51,6 +51,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod corpus;
 pub mod edit;
 pub mod ext4;
 pub mod fold;

@@ -61,6 +61,9 @@
 
 mod apply;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod links;
 mod parents;
 mod path;

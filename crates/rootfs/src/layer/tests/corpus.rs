@@ -1,20 +1,15 @@
-//! The fuzz targets over their corpus and over the seeds, so that what a fuzzer once found stays fixed.
-//!
-//! `cargo test -p rootfs --lib -- --ignored write_seeds` writes the seeds where `cargo fuzz` looks for them.
+//! The fuzz targets over their seeds and their corpus.
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::io::Write;
 
 use super::super::{
     fuzzing,
     testing::{Archive, Header, index},
 };
+use crate::corpus::{self, Seed};
 
 /// Layers that between them have every feature, small enough for a fuzzer.
-fn layer_seeds() -> Vec<(&'static str, Vec<u8>)> {
+fn layer_seeds() -> Vec<Seed> {
     let file = |name: &[u8]| Header::ustar(b'0', name);
     let types = Archive::new()
         .header(Header::ustar(b'5', b"d/"))
@@ -85,7 +80,7 @@ fn layer_seeds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// The indexes of the layer seeds, without the digest that the target adds.
-fn index_seeds() -> Vec<(&'static str, Vec<u8>)> {
+fn index_seeds() -> Vec<Seed> {
     let indexes = layer_seeds().into_iter().map(|(name, layer)| {
         let mut bytes = Vec::new();
         index(&layer).unwrap().index.write_to(&mut bytes).unwrap();
@@ -95,41 +90,19 @@ fn index_seeds() -> Vec<(&'static str, Vec<u8>)> {
     indexes.collect()
 }
 
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target)
-}
-
-fn replay(target: &str, seeds: Vec<(&str, Vec<u8>)>, run: impl Fn(&[u8])) {
-    for (_, seed) in seeds {
-        run(&seed);
-    }
-    let mut count = 0;
-    for entry in fs::read_dir(corpus(target)).unwrap() {
-        run(&fs::read(entry.unwrap().path()).unwrap());
-        count += 1;
-    }
-    assert!(count > 0, "the corpus of {target} is empty");
-}
-
 #[test]
 fn layers() {
-    replay("layer", layer_seeds(), fuzzing::layer);
+    corpus::replay("layer", &layer_seeds(), fuzzing::layer);
 }
 
 #[test]
 fn indexes() {
-    replay("index", index_seeds(), fuzzing::index);
+    corpus::replay("index", &index_seeds(), fuzzing::index);
 }
 
 #[test]
 #[ignore = "writes into the source tree"]
 fn write_seeds() {
-    for (target, seeds) in [("layer", layer_seeds()), ("index", index_seeds())] {
-        fs::create_dir_all(corpus(target)).unwrap();
-        for (name, seed) in seeds {
-            fs::write(corpus(target).join(format!("seed-{name}")), seed).unwrap();
-        }
-    }
+    corpus::write("layer", &layer_seeds());
+    corpus::write("index", &index_seeds());
 }
