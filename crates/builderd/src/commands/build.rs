@@ -17,6 +17,7 @@ use builder_core::{
 };
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
 use oci_fetch::{Client, ClientConfig, ImageSource, Loopback};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::{request::Arguments, show::Show};
@@ -118,6 +119,7 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
         guest_architecture: guest::ARCHITECTURE.to_owned(),
         backend: arguments.backend(),
         layers_in_parallel: LAYERS_IN_PARALLEL,
+        replace_existing: arguments.force,
         limits: BuildLimits::default(),
     };
 
@@ -130,11 +132,20 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
         events,
         cancel.clone()
     ));
+    let unhandled = |error| Failure::new(Exit::Internal, format!("cannot handle signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(unhandled)?;
     let result = loop {
         tokio::select! {
             biased;
-            interrupt = tokio::signal::ctrl_c() => {
-                if interrupt.is_err() || cancel.is_cancelled() {
+            () = async {
+                tokio::select! {
+                    _ = tokio::signal::ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                    _ = hang_up.recv() => {}
+                }
+            } => {
+                if cancel.is_cancelled() {
                     return Err(Failure::new(Exit::Interrupted, "interrupted twice: temporary files may be left behind"));
                 }
                 show.cancelling();
@@ -196,7 +207,7 @@ fn cache_directory(arguments: &Arguments) -> Result<PathBuf, Failure> {
 }
 
 fn refuse_existing(output: &Path) -> Result<(), Failure> {
-    let metadata = metadata_path(output);
+    let metadata = pipeline::metadata_path(output);
     for path in [output, &metadata] {
         match fs::symlink_metadata(path) {
             Ok(_) => {
@@ -211,17 +222,6 @@ fn refuse_existing(output: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Where the metadata of an image will be: `.ext4` at the end of the name is replaced, any other name is kept whole.
-fn metadata_path(output: &Path) -> PathBuf {
-    let stem = match output.extension() {
-        Some(extension) if extension == "ext4" => output.with_extension(""),
-        _ => output.to_owned(),
-    };
-    let mut name = stem.into_os_string();
-    name.push(".metadata.json");
-    PathBuf::from(name)
 }
 
 fn failure(error: &BuildError) -> Failure {
