@@ -90,6 +90,7 @@ fn production_keeps_the_documented_defaults() {
     assert_eq!(config.cache_max_bytes, 50 << 30);
     assert_eq!(config.max_image_bytes, 5 << 30);
     assert!(config.registry_credentials);
+    assert_eq!(config.registry_mirror, None);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "info");
 }
@@ -243,6 +244,12 @@ fn working_variables_take_effect() {
             "1",
             |config| config.max_image_bytes.to_string(),
             "1073741824",
+        ),
+        (
+            "DOCKER_REGISTRY_MIRROR",
+            "http://mirror:5000",
+            |config| config.registry_mirror.clone().unwrap_or_default(),
+            "http://mirror:5000",
         ),
         (
             "DOCKER_ALLOWED_REGISTRIES",

@@ -42,7 +42,10 @@ pub struct Config {
     pub registry_credentials: bool,
     /// Bytes of an image's compressed layers.
     pub max_image_bytes: u64,
-    /// Registries that may be pulled from, as patterns; empty for any.
+    /// Asked for the images of `docker.io` before `docker.io` is: `https://host[:port]`, `http://host[:port]`, or
+    /// `host[:port]` for https.
+    pub registry_mirror: Option<String>,
+    /// Registries that may be pulled from, as patterns; empty for those of the tenant's tier.
     pub allowed_registries: Vec<String>,
     /// Registries that are spoken to over plain HTTP.
     pub insecure_registries: Vec<String>,
@@ -119,6 +122,8 @@ impl Config {
             cache_max_bytes: values.gibibytes("STORAGE_CACHE_MAX_SIZE_GB"),
             registry_credentials: values.flag("DOCKER_REGISTRY_AUTH"),
             max_image_bytes: values.gibibytes("DOCKER_MAX_IMAGE_SIZE_GB"),
+            registry_mirror: Some(values.text("DOCKER_REGISTRY_MIRROR").to_owned())
+                .filter(|mirror| !mirror.is_empty()),
             allowed_registries: values.list("DOCKER_ALLOWED_REGISTRIES"),
             insecure_registries: values.list("DOCKER_INSECURE_REGISTRIES"),
             default_tier: match values.text("TENANT_DEFAULT_TIER") {

@@ -300,14 +300,13 @@ pub const SETTINGS: &[Setting] = &[
         "DOCKER_REGISTRY_MIRROR",
         "",
         Form::Text,
-        "Registry to ask before docker.io",
-    )
-    .not_yet("images are pulled from the registry that their reference names"),
+        "Registry to ask before docker.io, as https://host:port",
+    ),
     works(
         "DOCKER_ALLOWED_REGISTRIES",
         "",
         Form::List,
-        "Registries that may be pulled from; empty for any",
+        "Registries that may be pulled from; empty for those of the tenant's tier",
     ),
     works(
         "DOCKER_INSECURE_REGISTRIES",
