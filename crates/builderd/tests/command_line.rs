@@ -370,6 +370,29 @@ fn a_password_comes_by_standard_input_and_is_shown_nowhere() {
 }
 
 #[test]
+fn without_a_user_name_standard_input_is_an_identity_token() {
+    let accounts = Authentication::bearer(&[]).with_identity_token("hunter2", "robot");
+    let registry = Registry::start_with(accounts).unwrap();
+    let reference = registry.publish("team/app", "v1", &sample());
+    let directory = tempfile::tempdir().unwrap();
+    for (token, code) in [("hunter2\n", 0), ("hunter3", 77)] {
+        let mut child = builderd(directory.path())
+            .args(["build", &reference, "-o", "a.ext4", "--plain-http", "--json"])
+            .args(["--password-stdin", "--force"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(!said.contains("hunter"), "{said}");
+    }
+}
+
+#[test]
 fn an_interrupt_stops_the_build_and_leaves_nothing() {
     let registry = Registry::start().unwrap();
     let reference = registry.publish("team/app", "v1", &sample());

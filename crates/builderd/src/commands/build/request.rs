@@ -70,8 +70,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", requires = "password_stdin")]
     username: Option<String>,
 
-    /// Read the registry's password, or an access token, from standard input
-    #[arg(long, requires = "username")]
+    /// Read the registry's password from standard input; without --username, an identity token
+    #[arg(long)]
     password_stdin: bool,
 
     /// Where layers are kept between builds [default: $XDG_CACHE_HOME/builderd, else ~/.cache/builderd]
@@ -168,9 +168,9 @@ impl Arguments {
     }
 
     fn credentials(&self) -> Result<Option<RegistryCredentials>, Failure> {
-        let Some(username) = &self.username else {
+        if !self.password_stdin {
             return Ok(None);
-        };
+        }
         let mut password = String::new();
         io::stdin()
             .take(MAX_PASSWORD_BYTES + 1)
@@ -193,11 +193,17 @@ impl Arguments {
                 "--password-stdin: expected a password, got nothing",
             ));
         }
-        Ok(Some(RegistryCredentials {
-            username: username.clone(),
-            password: Secret::new(password.to_owned()),
-            token: Secret::default(),
-            registry: String::new(),
+        let secret = Secret::new(password.to_owned());
+        Ok(Some(match &self.username {
+            Some(username) => RegistryCredentials {
+                username: username.clone(),
+                password: secret,
+                ..RegistryCredentials::default()
+            },
+            None => RegistryCredentials {
+                token: secret,
+                ..RegistryCredentials::default()
+            },
         }))
     }
 }
