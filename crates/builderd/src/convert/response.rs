@@ -115,10 +115,7 @@ fn config(request: BuildRequest) -> proto::BuildConfig {
         target: Some(target(request.target)),
         strategy: Some(proto::BuildStrategy {
             strategy_type: Some(proto::build_strategy::StrategyType::DockerExtract(
-                proto::DockerExtractStrategy {
-                    flatten_filesystem: true,
-                    ..Default::default()
-                },
+                proto::DockerExtractStrategy::default(),
             )),
         }),
         limits: (limits != proto::TenantResourceLimits::default()).then_some(limits),
@@ -211,6 +208,7 @@ fn metrics(metrics: &BuildMetrics) -> proto::BuildMetrics {
         disk_usage_bytes: signed(metrics.disk_usage_bytes),
         cpu_cores_used: small(u32::try_from(cores).ok()),
         cpu_time_ms: signed(metrics.cpu_time_ms),
+        // Not measured, which the proto says of 0.
         io_read_bytes: 0,
         io_write_bytes: 0,
         pulled_bytes: signed(metrics.pulled_bytes),
