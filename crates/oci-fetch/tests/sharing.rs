@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use common::*;
@@ -292,17 +292,18 @@ async fn who_asks_first_without_right_does_not_profit_from_who_asks_second_with_
     store.manifest("thief", "1", MANIFEST, &image.manifest);
     // The thief's request hangs until the owner has joined the download.
     let digest = Digest::sha256(&image.layers[0]).to_string();
-    let has_owner = Arc::new(AtomicBool::new(false));
+    let has_owner = Arc::new((Mutex::new(false), Condvar::new()));
+    let waited_in_vain = Arc::new(AtomicBool::new(false));
     let server = Server::start(store, {
-        let has_owner = Arc::clone(&has_owner);
+        let (has_owner, waited_in_vain) = (Arc::clone(&has_owner), Arc::clone(&waited_in_vain));
         move |seen| {
             if seen.path == format!("/v2/thief/blobs/{digest}") {
-                for _ in 0..500 {
-                    if has_owner.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    std::thread::sleep(Duration::from_millis(2));
-                }
+                let (came, changed) = &*has_owner;
+                let came = came.lock().unwrap();
+                let (came, _) = changed
+                    .wait_timeout_while(came, Duration::from_secs(20), |came| !*came)
+                    .unwrap();
+                waited_in_vain.fetch_or(!*came, Ordering::SeqCst);
             }
             None
         }
@@ -324,12 +325,17 @@ async fn who_asks_first_without_right_does_not_profit_from_who_asks_second_with_
         .unwrap();
     let for_thief = client.open_layer(&thief, 0).await.unwrap();
     let for_owner = client.open_layer(&owner, 0).await.unwrap();
-    has_owner.store(true, Ordering::SeqCst);
+    *has_owner.0.lock().unwrap() = true;
+    has_owner.1.notify_all();
     assert_eq!(read(&for_owner).await.unwrap().0, image.layers[0]);
     assert_eq!(kind(for_thief.verified().await), FetchErrorKind::NotFound);
     let mut stolen = Vec::new();
     assert!(for_thief.reader().read_to_end(&mut stolen).await.is_err() && stolen.is_empty());
     assert!(for_thief.complete_file().await.is_err());
+    assert!(
+        !waited_in_vain.load(Ordering::SeqCst),
+        "the owner did not join in time"
+    );
     // Nor does the cache remember the thief's repository as a source.
     drop((for_thief, for_owner));
     assert_eq!(kind(client.open_layer(&thief, 0).await), FetchErrorKind::NotFound);
