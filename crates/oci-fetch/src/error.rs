@@ -48,6 +48,9 @@ pub enum FetchErrorKind {
     Io,
 }
 
+/// More causes than any error has; bounds the search for one that says something new.
+const MAX_CAUSES: usize = 32;
+
 struct Inner {
     kind: FetchErrorKind,
     message: String,
@@ -145,10 +148,33 @@ impl fmt::Debug for FetchError {
 }
 
 impl Error for FetchError {
+    /// The cause; one that only repeats the message is left out, so that a chain in one line says each thing once.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.inner
+        let first = self
+            .inner
             .source
             .as_deref()
-            .map(|source| source as &(dyn Error + 'static))
+            .map(|source| source as &(dyn Error + 'static));
+        std::iter::successors(first, |&error| error.source())
+            .take(MAX_CAUSES)
+            .find(|cause| cause.to_string() != self.inner.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_each_text_once_and_keeps_the_causes_type() {
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let inner = FetchError::io("failed to open x", denied);
+        let outer = FetchError::with_source(FetchErrorKind::Io, "failed to open x", inner);
+        let causes: Vec<&(dyn Error + 'static)> =
+            std::iter::successors(Some(&outer as &(dyn Error + 'static)), |&error| error.source()).collect();
+        let texts: Vec<String> = causes.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["failed to open x", "permission denied"]);
+        let cause = causes[1].downcast_ref::<std::io::Error>().unwrap();
+        assert_eq!(cause.kind(), std::io::ErrorKind::PermissionDenied);
     }
 }

@@ -35,5 +35,5 @@ pub use crate::image::{Image, ImageConfig, LayerDescriptor};
 pub use crate::net::resolver::Resolver;
 pub use crate::platform::Platform;
 pub use crate::policy::Policy;
-pub use crate::reference::{Reference, normalise_registry};
+pub use crate::reference::{Reference, normalise_registry, redact_user_information};
 pub use crate::source::ImageSource;

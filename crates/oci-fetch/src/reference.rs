@@ -1,6 +1,8 @@
 //! Image references as Docker users write them.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use crate::digest::Digest;
@@ -97,6 +99,11 @@ impl FromStr for Reference {
         if text.contains("://") {
             return Err(invalid("must not have a URL scheme such as https://"));
         }
+        if user_information(text).is_some() {
+            return Err(invalid(
+                "must not have a user name or password in front of the registry",
+            ));
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
             None => (text, None),
@@ -138,6 +145,36 @@ impl FromStr for Reference {
             digest,
         })
     }
+}
+
+/// The text with what looks like a user name and password before an `@` replaced by `REDACTED`, for messages that quote a
+/// reference as it was given. What stands before a digest stays, as in `name@sha256:…`.
+///
+/// ```
+/// use oci_fetch::redact_user_information;
+/// assert_eq!(redact_user_information("bob:secret@ghcr.io/app"), "REDACTED@ghcr.io/app");
+/// assert_eq!(redact_user_information("app@sha256:00"), "app@sha256:00");
+/// ```
+#[must_use]
+pub fn redact_user_information(text: &str) -> Cow<'_, str> {
+    match user_information(text) {
+        Some(range) => Cow::Owned([&text[..range.start], "REDACTED", &text[range.end..]].concat()),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Where the text has something before an `@` that is not the name before a digest. It reaches to the last such `@`: a
+/// password may have an `@` or a slash in it.
+fn user_information(text: &str) -> Option<Range<usize>> {
+    let start = text.find("://").map_or(0, |scheme| scheme + 3);
+    let is_digest = |rest: &str| rest.starts_with("sha256:") || rest.starts_with("sha512:");
+    let (end, _) = text
+        .rmatch_indices('@')
+        .find(|(at, _)| *at > start && !text[..*at].ends_with('/') && !is_digest(&text[at + 1..]))?;
+    let rest = &text[end + 1..];
+    // `name@` and `name@algorithm:…` are malformed digests.
+    let is_registry = rest.contains('/') || text[start..end].contains(':');
+    (is_registry && !rest.is_empty()).then_some(start..end)
 }
 
 /// The normal form of a registry name as it stands in references, configuration and policies: lower case, with the other
@@ -352,6 +389,32 @@ mod tests {
         ] {
             assert!(input.parse::<Reference>().is_err(), "{input}");
         }
+    }
+
+    #[test]
+    fn user_information_is_neither_taken_nor_shown() {
+        let pinned = format!("ghcr.io:443/a/b:1@{DIGEST}");
+        let both = format!("bob:SECRET@ghcr.io/a@{DIGEST}");
+        let redacted = format!("REDACTED@ghcr.io/a@{DIGEST}");
+        for (text, expected) in [
+            ("bob:SECRET@host/x", "REDACTED@host/x"),
+            ("SECRET@host/x", "REDACTED@host/x"),
+            ("bob:SECRET@host", "REDACTED@host"),
+            ("bob:SEC@RET/SECRET@host/x", "REDACTED@host/x"),
+            ("https://bob:SECRET@host/x", "https://REDACTED@host/x"),
+            (&both, &redacted),
+            (&pinned, &pinned),
+            ("app@sha256:00", "app@sha256:00"),
+            ("nginx:1", "nginx:1"),
+        ] {
+            assert_eq!(redact_user_information(text), expected);
+            if let Err(error) = text.parse::<Reference>() {
+                assert!(!format!("{error:?}").contains("SECRET"), "{error:?}");
+            }
+        }
+        let error = "bob:SECRET@host/x".parse::<Reference>().unwrap_err();
+        assert_eq!(error.kind(), &crate::FetchErrorKind::InvalidInput);
+        assert!(error.to_string().contains("user name or password"), "{error}");
     }
 
     proptest! {

@@ -6,7 +6,8 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use oci_fetch::{Digest, FetchErrorKind, Ranges};
+use oci_fetch::{Client, Digest, FetchErrorKind, Ranges};
+use tokio::net::TcpListener;
 
 const LENGTH: usize = 600_000;
 
@@ -626,5 +627,41 @@ async fn a_server_without_ranges_is_read_in_one_piece() {
             "{fault}: {}",
             server.sent_bytes()
         );
+    }
+}
+
+#[tokio::test]
+async fn an_error_and_its_causes_say_each_thing_once() {
+    let image = TestImage::one_layer(10);
+    let gone = Server::with_image(&image, |_| None).await;
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let broken = Server::with_image(&image, |_| Some(Reply::ok("x", "?").manner(Manner::Raw))).await;
+    let cache = tempfile::tempdir().unwrap();
+    let config = gone
+        .config(cache.path())
+        .with_plain_http(&closed.to_string())
+        .and_then(|config| config.with_plain_http(&broken.address.to_string()))
+        .unwrap();
+    let client = Client::new(config).unwrap();
+    for source in [
+        format!("{closed}/app:1"),
+        format!("{}/app:1", broken.address),
+        "oci:does-not-exist".to_owned(),
+    ] {
+        let error = resolve(&client, &source.parse().unwrap()).await.unwrap_err();
+        let mut texts = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            texts.push(error.to_string());
+            cause = error.source();
+        }
+        for pair in texts.windows(2) {
+            assert_ne!(pair[0], pair[1], "{texts:?}");
+        }
+        assert!(texts.len() > 1, "{texts:?}");
     }
 }

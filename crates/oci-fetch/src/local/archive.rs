@@ -1,15 +1,16 @@
 //! A tar file as a map from names to byte ranges.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use tar::EntryType;
 
-use crate::error::{FetchError, FetchErrorKind};
+use crate::error::FetchError;
 use crate::local::{LocalBlob, open_error, open_regular};
 
 /// More entries than any image archive has: 128 layers of three files each, times the images in one file.
@@ -80,12 +81,24 @@ pub(super) fn is_compressed(magic: &[u8]) -> bool {
         || magic.starts_with(b"BZh")
 }
 
-fn malformed(error: std::io::Error) -> FetchError {
-    FetchError::with_source(
-        FetchErrorKind::Protocol,
-        "image archive is not a well-formed tar file",
-        error,
-    )
+/// Sorts an error of the tar reader. Its text is left out, because it quotes the file, which may be anything that the
+/// caller has named; a failure of the disk is kept.
+#[allow(clippy::needless_pass_by_value, reason = "as `map_err` calls it")]
+fn malformed(error: io::Error) -> FetchError {
+    let first = Some(&error as &(dyn Error + 'static));
+    let code = std::iter::successors(first, |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .find_map(io::Error::raw_os_error);
+    match code {
+        Some(code) => FetchError::io(
+            "failed to read the image archive",
+            io::Error::from_raw_os_error(code),
+        ),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            FetchError::protocol("image archive is truncated")
+        }
+        None => FetchError::protocol("image archive is not a well-formed tar file"),
+    }
 }
 
 fn index(file: &Arc<File>, length: u64) -> Result<HashMap<Vec<u8>, Entry>, FetchError> {

@@ -19,6 +19,18 @@ use crate::image::Image;
 use crate::platform::Platform;
 use crate::source::ImageSource;
 
+/// Why a directory, a device or a FIFO was not read; found again by type.
+#[derive(Debug)]
+struct NotRegular;
+
+impl std::fmt::Display for NotRegular {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("not a regular file")
+    }
+}
+
+impl std::error::Error for NotRegular {}
+
 /// A range of a local file that holds one blob.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalBlob {
@@ -91,12 +103,16 @@ fn open_regular(path: &Path) -> io::Result<(File, u64)> {
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, NotRegular));
     }
     Ok((file, metadata.len()))
 }
 
+/// The path is named as the caller gave it; `PermissionDenied` can be found again in the source.
 fn open_error(path: &Path, error: io::Error) -> FetchError {
+    if error.get_ref().is_some_and(|inner| inner.is::<NotRegular>()) {
+        return FetchError::invalid(format!("{} is {NotRegular}", path.display()));
+    }
     let kind = if error.kind() == io::ErrorKind::NotFound {
         FetchErrorKind::NotFound
     } else {

@@ -311,7 +311,7 @@ fn a_fifo_in_a_layout_neither_blocks_nor_passes() {
     )
     .unwrap();
     let error = in_directory(directory.path(), "", "linux/amd64").unwrap_err();
-    assert_eq!(error.kind(), &FetchErrorKind::Io);
+    assert_eq!(error.kind(), &FetchErrorKind::InvalidInput);
 }
 
 /// An archive as Docker before version 25 writes it; a repeated layer is a symbolic link.
@@ -487,5 +487,54 @@ proptest::proptest! {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let _ = resolve_text(&format!("docker-archive:{}", file.path().display()), "linux/amd64");
+    }
+}
+
+#[test]
+fn what_is_not_a_regular_file_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().to_str().unwrap();
+    for path in ["/dev/zero", place] {
+        for kind in ["oci-archive", "docker-archive"] {
+            let source: ImageSource = format!("{kind}:{path}").parse().unwrap();
+            let error = super::resolve(&source, &Platform::host()).unwrap_err();
+            assert_eq!(error.kind(), &FetchErrorKind::InvalidInput, "{path}");
+            assert_eq!(error.to_string(), format!("{path} is not a regular file"));
+        }
+    }
+}
+
+#[test]
+fn a_refused_permission_is_found_in_the_error() {
+    let error = open_error(
+        Path::new("images/index.json"),
+        io::Error::from_raw_os_error(rustix::io::Errno::ACCESS.raw_os_error()),
+    );
+    assert_eq!(error.kind(), &FetchErrorKind::Io);
+    assert_eq!(error.to_string(), "failed to open images/index.json");
+    let cause = std::error::Error::source(&error).unwrap();
+    let cause = cause.downcast_ref::<io::Error>().unwrap();
+    assert_eq!(cause.kind(), io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn a_file_that_is_no_archive_is_not_quoted() {
+    let line = b"root:x:0:0:secret words\x1b[2J:/bin/sh\n";
+    for length in [37, 512, 4096] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = line.iter().copied().cycle().take(length).collect();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        let source: ImageSource = format!("oci-archive:{}", file.path().display()).parse().unwrap();
+        let error = super::resolve(&source, &Platform::host()).unwrap_err();
+        assert_eq!(error.kind(), &FetchErrorKind::Protocol, "{length}");
+        let mut text = format!("{error:?}");
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        for word in ["secret", "root", "bin", "\x1b"] {
+            assert!(!text.contains(word), "{length}: {text}");
+        }
     }
 }
