@@ -1,12 +1,15 @@
 //! Random trees.
 
+use std::{collections::BTreeMap, fmt::Write as _, fs, process::Command};
+
 use proptest::prelude::*;
 use rootfs::{DeviceNumber, Metadata, Timestamp, tree::FileContent};
 
 use crate::{
     basics::{CAPABILITY, acl},
     expect::compare,
-    support::{Fixture, read_only, read_write},
+    reader::{Reader, Stat},
+    support::{Fixture, Image, read_only, read_write, run},
 };
 
 /// One step in making a tree. Steps that the tree refuses are skipped.
@@ -144,30 +147,107 @@ fn apply(fixture: &mut Fixture, paths: &[Vec<u8>], path: &[u8], step: &Step, met
     };
 }
 
+type Steps = Vec<(Vec<Vec<u8>>, Step, Metadata)>;
+
+fn steps() -> impl Strategy<Value = Steps> {
+    prop::collection::vec((prop::collection::vec(name(), 1..4), step(), metadata()), 0..60)
+}
+
+fn fixture_of(steps: Steps, is_readable: bool) -> Fixture {
+    let mut fixture = Fixture::new();
+    let mut paths = Vec::new();
+    for (names, step, mut metadata) in steps {
+        if is_readable {
+            metadata.mtime.seconds &= 0x7fff_ffff;
+        }
+        let (_, parents) = names.split_last().unwrap();
+        drop(
+            fixture
+                .tree
+                .create_directories(&parents.join(&b'/'), &Metadata::root(0o755)),
+        );
+        let path = names.join(&b'/');
+        apply(&mut fixture, &paths, &path, &step, metadata);
+        paths.push(path);
+    }
+    fixture
+}
+
+/// Compares the attributes that our own reader sees with those that debugfs sees, names and bytes. The reader is
+/// compared with the tree elsewhere.
+fn compare_with_debugfs(image: &Image) {
+    let stats: BTreeMap<u32, Stat> = Reader::new(&image.file)
+        .list()
+        .into_values()
+        .map(|stat| (stat.number, stat))
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let mut requests = String::new();
+    let mut values = Vec::new();
+    for (number, stat) in &stats {
+        writeln!(requests, "ea_list <{number}>").unwrap();
+        for ((prefix, suffix), value) in &stat.xattrs {
+            let name = [prefix_name(*prefix), suffix].concat();
+            let file = directory.path().join(values.len().to_string());
+            // `-r`: as it stands on the disk, which for access control lists is another form.
+            let name = String::from_utf8(name).unwrap();
+            writeln!(requests, "ea_get -r -f {} <{number}> {name}", file.display()).unwrap();
+            values.push((*number, name, file, value.clone()));
+        }
+    }
+    let commands = directory.path().join("commands");
+    fs::write(&commands, requests).unwrap();
+    let Some(output) = run(Command::new("debugfs").arg("-f").arg(&commands).arg(image.path())) else {
+        return;
+    };
+    // Names with other bytes than ASCII stand there in hexadecimal, so they are only counted: `NAME (LENGTH) = VALUE`.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let listed = text.lines().filter(|line| line.starts_with("  ")).count();
+    assert_eq!(
+        listed,
+        values.len(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for (number, name, file, value) in values {
+        let seen = fs::read(file).unwrap_or_else(|error| panic!("inode {number}, {name}: {error}: {text}"));
+        assert_eq!(seen, value, "inode {number}, {name}");
+    }
+}
+
+fn prefix_name(prefix: u8) -> &'static [u8] {
+    match prefix {
+        1 => b"user.",
+        2 => b"system.posix_acl_access",
+        3 => b"system.posix_acl_default",
+        4 => b"trusted.",
+        6 => b"security.",
+        _ => panic!("prefix {prefix} is not one that is written"),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_trees_are_clean_and_read_back(
-        steps in prop::collection::vec((prop::collection::vec(name(), 1..4), step(), metadata()), 0..60),
+        steps in steps(),
         // Whether all times are such that ext4-view reads the files, too.
         is_readable in any::<bool>(),
         free_space_bytes in prop_oneof![Just(None), (0..300u64 << 20).prop_map(Some)],
     ) {
-        let mut fixture = Fixture::new();
-        let mut paths = Vec::new();
-        for (names, step, mut metadata) in steps {
-            if is_readable {
-                metadata.mtime.seconds &= 0x7fff_ffff;
-            }
-            let (_, parents) = names.split_last().unwrap();
-            drop(fixture.tree.create_directories(&parents.join(&b'/'), &Metadata::root(0o755)));
-            let path = names.join(&b'/');
-            apply(&mut fixture, &paths, &path, &step, metadata);
-            paths.push(path);
-        }
+        let fixture = fixture_of(steps, is_readable);
         let options = free_space_bytes.map_or_else(read_only, |bytes| read_write(bytes, bytes % 1000));
         let image = fixture.image(&options);
         compare(&fixture, &image);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 50, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn debugfs_sees_the_attributes_of_random_trees(steps in steps()) {
+        compare_with_debugfs(&fixture_of(steps, false).image(&read_only()));
     }
 }
