@@ -83,9 +83,35 @@ struct Environment<'a> {
     stop_signal: &'a str,
 }
 
+/// No argument and no variable of a process can hold a NUL (execve(2)), so an image that asks for one can never run.
+fn refuse_nul(metadata: &ImageMetadata) -> Result<(), BuildError> {
+    let variables = metadata.env.iter().flat_map(|(name, value)| [name, value]);
+    let found = [
+        (
+            "entrypoint",
+            metadata.entrypoint.iter().any(|text| text.contains('\0')),
+        ),
+        ("command", metadata.command.iter().any(|text| text.contains('\0'))),
+        (
+            "environment",
+            variables.into_iter().any(|text| text.contains('\0')),
+        ),
+        ("working directory", metadata.working_dir.contains('\0')),
+        ("user", metadata.user.contains('\0')),
+    ];
+    match found.into_iter().find(|(_, has_nul)| *has_nul) {
+        Some((what, _)) => Err(BuildError::new(
+            BuildErrorKind::UnsupportedImage,
+            format!("the {what} of the image holds a NUL byte, with which nothing can be started"),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Decides what is added to `image`.
 pub(crate) fn shape(image: &Image, request: &BuildRequest, init: GuestInit<'_>) -> Result<Shape, BuildError> {
     let mut metadata = metadata(&image.config, &request.target)?;
+    refuse_nul(&metadata)?;
     metadata.original_image.clone_from(&request.source.image_uri);
     metadata.image_digest = image.manifest_digest.to_string();
     metadata.layers = image

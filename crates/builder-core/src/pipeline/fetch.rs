@@ -51,6 +51,7 @@ pub(super) async fn resolve(config: &PipelineConfig, request: &BuildRequest) -> 
         }
         _ => (None, "local".to_owned()),
     };
+    let is_local = !matches!(source, ImageSource::Registry(_));
     let grant = Grant::new(&isolation_key, &repository);
     let context = PullContext {
         isolation_key,
@@ -62,7 +63,13 @@ pub(super) async fn resolve(config: &PipelineConfig, request: &BuildRequest) -> 
         .await
         .map_err(|error| {
             let explained = explain(&error);
-            BuildError::new(explained.kind().clone(), format!("{source}: {explained}")).with_cause(error)
+            // A local image that the caller may not read is no fault of ours.
+            let kind = if is_local && has_io_cause(&error, std::io::ErrorKind::PermissionDenied) {
+                BuildErrorKind::Unauthorized
+            } else {
+                explained.kind().clone()
+            };
+            BuildError::new(kind, format!("{source}: {explained}")).with_cause(error)
         })?;
     Ok(Resolved { image, grant })
 }
@@ -95,6 +102,13 @@ fn credentials(
     })
 }
 
+/// Whether an error of the operating system of that kind lies behind.
+fn has_io_cause(error: &FetchError, kind: std::io::ErrorKind) -> bool {
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == kind)
+}
+
 /// What an error of the registry client means for the tenant. Its messages hold no secret and no text of a server.
 pub(super) fn explain(error: &FetchError) -> BuildError {
     let kind = match error.kind() {
@@ -109,10 +123,7 @@ pub(super) fn explain(error: &FetchError) -> BuildError {
         FetchErrorKind::Transient => BuildErrorKind::RegistryUnreachable,
         FetchErrorKind::Protocol | FetchErrorKind::Unsupported => BuildErrorKind::UnsupportedImage,
         FetchErrorKind::Io => {
-            let is_full = std::iter::successors(std::error::Error::source(error), |error| error.source())
-                .filter_map(|error| error.downcast_ref::<std::io::Error>())
-                .any(|error| error.kind() == std::io::ErrorKind::StorageFull);
-            if is_full {
+            if has_io_cause(error, std::io::ErrorKind::StorageFull) {
                 BuildErrorKind::DiskFull
             } else {
                 BuildErrorKind::Internal

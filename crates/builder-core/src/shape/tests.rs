@@ -178,3 +178,28 @@ fn everything_that_decides_the_content_decides_the_identity_and_nothing_else_doe
 
 /// Computed apart from this code, from the documentation of [`identity`].
 const PINNED_IDENTITY: &str = "b67de027069dbc0acc9808a063d35ce77b776b8d7475ff1e080be2c2f5ffe88f";
+
+#[test]
+fn what_no_process_can_be_given_is_refused() {
+    type Spoil = fn(&mut ImageMetadata);
+    let fine = metadata(&config(), &target()).unwrap();
+    refuse_nul(&fine).unwrap();
+    let spoil: [(&str, Spoil); 5] = [
+        ("entrypoint", |metadata| {
+            metadata.entrypoint.push("a\0b".to_owned())
+        }),
+        ("command", |metadata| metadata.command.push("\0".to_owned())),
+        ("environment", |metadata| {
+            metadata.env.insert("A\0".to_owned(), "1".to_owned());
+        }),
+        ("working directory", |metadata| metadata.working_dir.push('\0')),
+        ("user", |metadata| metadata.user.push('\0')),
+    ];
+    for (what, spoil) in spoil {
+        let mut spoilt = fine.clone();
+        spoil(&mut spoilt);
+        let error = refuse_nul(&spoilt).unwrap_err();
+        assert_eq!(error.kind(), &BuildErrorKind::UnsupportedImage);
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}

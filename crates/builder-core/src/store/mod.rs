@@ -16,6 +16,7 @@ mod writer;
 
 use std::{
     fmt, fs,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -125,7 +126,12 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::Open { path, source }
         };
-        fs::create_dir_all(directory).map_err(opening(directory))?;
+        // For its owner alone: what tenants build is theirs to know.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(opening(directory))?;
         let lock_path = directory.join("builderd.lock");
         let lock = fs::OpenOptions::new()
             .create(true)

@@ -195,10 +195,12 @@ fn image_uri(value: String, path: &FieldPath<'_>) -> Result<String, FieldError> 
     if value.is_empty() {
         return Err(path.required(EXPECTED));
     }
+    // What stands before an `@` may be a password.
+    let shown = quoted(&oci_fetch::redact_user_information(&value));
     match value.parse::<ImageSource>() {
         Ok(ImageSource::Registry(_)) => Ok(value),
-        Ok(_) => Err(path.invalid(EXPECTED, quoted(&value))),
-        Err(error) => Err(path.invalid(EXPECTED, format_args!("{} ({error})", quoted(&value)))),
+        Ok(_) => Err(path.invalid(EXPECTED, shown)),
+        Err(error) => Err(path.invalid(EXPECTED, format_args!("{shown} ({error})"))),
     }
 }
 
@@ -505,4 +507,21 @@ fn arguments(values: Vec<String>, path: &FieldPath<'_>) -> Result<Vec<String>, F
             path.argument(value)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_an_image_reference_is_not_said_back() {
+        let root = FieldPath::root("config");
+        for reference in [
+            "bob:hunter2@registry.example/app:1",
+            "bob:hunter2@registry.example/app:1!",
+        ] {
+            let error = image_uri(reference.to_owned(), &root).unwrap_err();
+            assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        }
+    }
 }
