@@ -744,7 +744,15 @@ async fn a_build_whose_future_is_dropped_leaves_nothing_either() {
     let (registry, reference) = stalled();
     let registry = Arc::new(registry);
     let (stalled, is_stalled) = tokio::sync::oneshot::channel();
-    let watcher = when_stalled(&registry, move || stalled.send(()).unwrap());
+    let workers = Arc::clone(&site.workers);
+    let watcher = when_stalled(&registry, move || {
+        // A worker that starts after the look below would be taken for one that was left.
+        let deadline = Instant::now() + PATIENCE;
+        while workers.ids.lock().unwrap().len() < 3 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        stalled.send(()).unwrap();
+    });
     let build_request = request(&reference);
     tokio::select! {
         _ = site.build(&build_request, "x.ext4") => panic!("the registry stalls"),
