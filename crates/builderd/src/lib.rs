@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod convert;
@@ -20,4 +21,5 @@ pub mod guest;
 pub mod logging;
 pub mod proto;
 pub mod service;
+mod size;
 pub mod status;

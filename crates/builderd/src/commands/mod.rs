@@ -119,7 +119,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 /// An error and what lies behind it, in one line; a cause that has been said already is not said again.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -544,4 +544,8 @@ pub const SETTINGS: &[Setting] = &[
     .client(),
     works("TENANT_ID", "", Form::Text, "Read by the remote client only").client(),
     works("USER_ID", "", Form::Text, "Read by the remote client only").client(),
+    works("TOKEN", "", Form::Text, "Read by the remote client only")
+        .client()
+        .secret(),
+    works("TOKEN_FILE", "", Form::Path, "Read by the remote client only").client(),
 ];

@@ -1,0 +1,9 @@
+//! See `builderd-cli --help`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    builderd::cli::main()
+}

@@ -1,0 +1,151 @@
+//! What the service refused, in words and as an exit code.
+
+use std::io::{self, Write as _};
+
+use prost::Message as _;
+use serde_json::{Map, Value, json};
+use tonic::{Code, Status};
+
+use super::output::printable;
+use crate::{
+    exit::{Exit, Failure},
+    status::{BadRequest, ErrorInfo, RpcStatus},
+};
+
+/// The name of a code, as the specification of gRPC spells it.
+pub(super) const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+const fn exit(code: Code) -> Exit {
+    match code {
+        Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Exit::Usage,
+        Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Exit::Data,
+        Code::NotFound => Exit::NotFound,
+        Code::Unavailable => Exit::Unavailable,
+        Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled => Exit::Later,
+        Code::PermissionDenied | Code::Unauthenticated => Exit::Permission,
+        Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => Exit::Internal,
+    }
+}
+
+/// A status as a failure: the code, what was said, the field, and what else the service told about it.
+pub(super) fn from_status(status: &Status) -> Failure {
+    let mut lines = vec![format!(
+        "{}: {}",
+        code_name(status.code()),
+        printable(status.message())
+    )];
+    for detail in details(status) {
+        match detail {
+            // The message names the field, mostly.
+            Detail::Field { field, description } if !status.message().contains(&field) => {
+                lines.push(format!(
+                    "  field {}: {}",
+                    printable(&field),
+                    printable(&description)
+                ));
+            }
+            Detail::Field { .. } => {}
+            Detail::Info { reason, metadata } => {
+                let mut line = format!("  reason {}", printable(&reason));
+                for (name, value) in metadata {
+                    line.push_str(&format!(", {} {}", printable(&name), printable(&value)));
+                }
+                lines.push(line);
+            }
+        }
+    }
+    Failure::new(exit(status.code()), lines.join("\n"))
+}
+
+enum Detail {
+    Field {
+        field: String,
+        description: String,
+    },
+    Info {
+        reason: String,
+        metadata: Vec<(String, String)>,
+    },
+}
+
+fn details(status: &Status) -> Vec<Detail> {
+    let details = RpcStatus::decode(status.details()).unwrap_or_default().details;
+    let mut found = Vec::new();
+    for detail in details {
+        match detail.type_url.rsplit('/').next().unwrap_or_default() {
+            "google.rpc.BadRequest" => {
+                let request = BadRequest::decode(detail.value.as_slice()).unwrap_or_default();
+                found.extend(
+                    request
+                        .field_violations
+                        .into_iter()
+                        .map(|violation| Detail::Field {
+                            field: violation.field,
+                            description: violation.description,
+                        }),
+                );
+            }
+            "google.rpc.ErrorInfo" => {
+                let info = ErrorInfo::decode(detail.value.as_slice()).unwrap_or_default();
+                let mut metadata: Vec<_> = info.metadata.into_iter().collect();
+                metadata.sort();
+                found.push(Detail::Info {
+                    reason: info.reason,
+                    metadata,
+                });
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Says on standard error why a command failed.
+pub(super) fn report(failure: &Failure, json: bool) {
+    if failure.message.is_empty() {
+        return;
+    }
+    // Where this cannot be said, the exit code has to do.
+    if json {
+        let mut error = Map::new();
+        let (first, rest) = failure.message.split_once('\n').unwrap_or((&failure.message, ""));
+        if let Some((code, message)) = first.split_once(": ").filter(|(code, _)| {
+            !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        }) {
+            error.insert("code".to_owned(), Value::from(code));
+            error.insert("message".to_owned(), Value::from(message));
+        } else {
+            error.insert("message".to_owned(), Value::from(first));
+        }
+        if !rest.is_empty() {
+            let details: Vec<_> = rest.lines().map(str::trim_start).collect();
+            error.insert("details".to_owned(), json!(details));
+        }
+        error.insert("exit_code".to_owned(), Value::from(failure.exit.code()));
+        drop(writeln!(io::stderr(), "{}", json!({ "error": error })));
+        return;
+    }
+    for line in failure.message.lines() {
+        drop(writeln!(io::stderr(), "builderd-cli: {line}"));
+    }
+}
