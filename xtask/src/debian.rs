@@ -5,12 +5,13 @@ use std::process::Command;
 use crate::context::{Result, has_program, is_root, run};
 
 /// Programs that tests run or that make their images, and the packages that have them.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("bsdtar", "libarchive-tools"),
     ("buildah", "buildah"),
     ("busybox", "busybox-static"),
     ("containerd", "containerd"),
     ("curl", "curl"),
+    ("dmsetup", "dmsetup"),
     ("docker-registry", "docker-registry"),
     ("htpasswd", "apache2-utils"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -24,6 +25,7 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
+    ("veritysetup", "cryptsetup-bin"),
 ];
 
 /// Packages that are still missing.

@@ -51,6 +51,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chunks;
 #[cfg(test)]
 mod corpus;
 pub mod edit;
@@ -64,6 +65,7 @@ pub mod mke2fs;
 pub mod pack;
 mod text;
 pub mod tree;
+pub mod verity;
 
 pub use metadata::{DeviceNumber, Metadata, Timestamp, Xattrs};
 pub use tree::{Inode, InodeId, InodeKind, Tree};

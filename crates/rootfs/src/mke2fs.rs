@@ -51,6 +51,7 @@ use crate::{
     Metadata, Timestamp, Tree,
     image::{ImageBackend, ImageError, ImageOptions, ImageSummary, Profile},
     pack::{BLOCK_SIZE, Packs},
+    verity,
 };
 
 const NAME: &str = "mke2fs";
@@ -139,12 +140,18 @@ impl ImageBackend for Mke2fs {
         options: &ImageOptions,
         output: &File,
     ) -> Result<ImageSummary, ImageError> {
+        options.check()?;
         let programs = self.find_programs()?;
         let plan = plan::plan(tree, options);
         let size_bytes = plan.blocks * BLOCK_SIZE;
-        if let Some(limit_bytes) = options.max_image_bytes.filter(|&limit| size_bytes > limit) {
+        let verity_bytes = match options.verity {
+            true => verity::hash_area_bytes(size_bytes).unwrap_or(0),
+            false => 0,
+        };
+        let needed_bytes = size_bytes + verity_bytes;
+        if let Some(limit_bytes) = options.max_image_bytes.filter(|&limit| needed_bytes > limit) {
             return Err(ImageError::TooLarge {
-                needed_bytes: size_bytes,
+                needed_bytes,
                 limit_bytes,
             });
         }
@@ -177,7 +184,23 @@ impl ImageBackend for Mke2fs {
             source,
         })?;
         verify_free_space(&summary, options)?;
-        Ok(summary.image)
+        let mut image = summary.image;
+        if options.verity {
+            let verity = verity::append(output, image.size_bytes).map_err(|source| ImageError::Io {
+                action: "write the hash tree",
+                source,
+            })?;
+            image.size_bytes += verity.hash_area_bytes;
+            image.verity = Some(verity);
+        }
+        (image.sha256, image.chunks) = options
+            .findings
+            .of_file(output)
+            .map_err(|source| ImageError::Io {
+                action: "read the image for its checksum",
+                source,
+            })?;
+        Ok(image)
     }
 }
 
@@ -310,6 +333,9 @@ fn summarise(output: &File, uuid: [u8; 16]) -> io::Result<Superblock> {
         size_bytes,
         uuid,
         inodes_used: inodes - free_inodes,
+        verity: None,
+        sha256: None,
+        chunks: None,
     };
     Ok(Superblock {
         image,

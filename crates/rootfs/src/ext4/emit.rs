@@ -1,4 +1,4 @@
-//! Writing a plan: metadata once and in ascending order, then contents.
+//! The file system's own structures, each made and written once.
 
 use std::convert::Infallible;
 
@@ -11,6 +11,7 @@ use super::{
     },
     inode::{self, Record},
     journal,
+    output::io_error,
     plan::{Plan, number_of},
     resize,
     sink::ImageSink,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     InodeKind,
     image::{ImageError, Profile},
-    pack::Packs,
+    pack::is_zero,
 };
 
 /// Bytes collected before they are written.
@@ -28,29 +29,6 @@ const WRITE_BUFFER_BYTES: usize = 1 << 20;
 
 /// Blocks of the inode table that hold only zeros are not written; neither is anything else that is zero.
 impl Plan<'_> {
-    /// Writes the whole image.
-    ///
-    /// # Errors
-    /// `MissingPack`, before the first write, when `packs` lacks one; `Io` when a pack cannot be read or the sink
-    /// fails. What was written until then stays in the sink.
-    pub fn emit(&self, packs: &Packs, sink: &dyn ImageSink) -> Result<(), ImageError> {
-        let copies = self.copies();
-        if let Some(copy) = copies.iter().find(|copy| packs.get(copy.pack).is_none()) {
-            return Err(ImageError::MissingPack { pack: copy.pack });
-        }
-        sink.set_len(self.size_bytes())
-            .map_err(io_error("set the size of the image"))?;
-        self.emit_metadata(sink)?;
-        for copy in &copies {
-            let pack = packs
-                .get(copy.pack)
-                .ok_or(ImageError::MissingPack { pack: copy.pack })?;
-            sink.copy_from_pack(pack, copy.pack_offset, copy.image_offset, copy.length)
-                .map_err(io_error("copy the contents of files into the image"))?;
-        }
-        Ok(())
-    }
-
     /// Writes everything but what [`Plan::copies`] lists. The sink has its length already.
     ///
     /// # Errors
@@ -69,10 +47,6 @@ impl Plan<'_> {
     }
 }
 
-fn io_error(action: &'static str) -> impl Fn(std::io::Error) -> ImageError {
-    move |source| ImageError::Io { action, source }
-}
-
 /// Joins neighbouring blocks into large writes and leaves out blocks of zeros.
 struct BlockWriter<'a> {
     sink: &'a dyn ImageSink,
@@ -84,7 +58,7 @@ struct BlockWriter<'a> {
 impl BlockWriter<'_> {
     /// Writes one block, or less of it when the rest is zero.
     fn put(&mut self, number: u64, bytes: &[u8]) -> Result<(), ImageError> {
-        if bytes.iter().all(|byte| *byte == 0) {
+        if is_zero(bytes) {
             return Ok(());
         }
         let next = self.start + self.buffer.len() as u64 / BLOCK_BYTES;

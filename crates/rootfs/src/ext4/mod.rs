@@ -58,6 +58,7 @@ pub mod fuzzing;
 mod hash;
 mod inode;
 mod journal;
+mod output;
 mod plan;
 mod resize;
 mod sink;
@@ -67,6 +68,7 @@ mod xattr;
 
 use std::fs::File;
 
+pub use output::Emitted;
 pub use plan::{BodyCopy, Plan, plan};
 pub use sink::ImageSink;
 
@@ -97,11 +99,14 @@ impl ImageBackend for Native {
         output: &File,
     ) -> Result<ImageSummary, ImageError> {
         let plan = plan(tree, options)?;
-        plan.emit(packs, output)?;
+        let emitted = plan.emit_and_find(packs, output, options.findings)?;
         Ok(ImageSummary {
             size_bytes: plan.size_bytes(),
             uuid: plan.uuid(),
             inodes_used: plan.inodes_used(),
+            verity: emitted.verity,
+            sha256: emitted.sha256,
+            chunks: emitted.chunks,
         })
     }
 }

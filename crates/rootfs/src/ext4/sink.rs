@@ -26,6 +26,18 @@ pub trait ImageSink: Sync {
     /// Whatever the storage reports.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Fills `buffer` with what was written from `offset` on. Only the checksum of the image needs it.
+    ///
+    /// # Errors
+    /// `Unsupported` unless the sink can be read; whatever the storage reports.
+    fn read_back(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let _ = (buffer, offset);
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this sink cannot be read back",
+        ))
+    }
+
     /// Copies `length` bytes of a pack into the image. By default they are read and written; a sink that shares a file
     /// system with the pack can let the kernel copy or share them.
     ///
@@ -53,6 +65,10 @@ impl ImageSink for File {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(bytes, offset)
+    }
+
+    fn read_back(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, offset)
     }
 
     fn copy_from_pack(

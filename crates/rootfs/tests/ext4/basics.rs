@@ -14,7 +14,7 @@ use std::process::Command;
 use crate::{
     expect::compare,
     reader::Reader,
-    support::{Fixture, Image, both_profiles, metadata, read_only, read_write, run, skip},
+    support::{Fixture, Image, all_kinds, metadata, read_only, read_write, run, skip},
 };
 
 /// An ACL as tar and `getxattr` have it.
@@ -158,7 +158,7 @@ pub(crate) fn everything() -> Fixture {
 
 #[test]
 fn an_empty_tree_is_an_image() {
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         println!("{name}");
         let fixture = Fixture::new();
         let image = fixture.image(&options);
@@ -168,7 +168,7 @@ fn an_empty_tree_is_an_image() {
 
 #[test]
 fn everything_reads_back_as_it_was_meant() {
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         println!("{name}");
         let fixture = everything();
         let image = fixture.image(&options);
@@ -427,7 +427,7 @@ fn identity_decides_uuid_and_nothing_else_does() {
         options.identity = [identity; 32];
         fixture.plan(&options).uuid()
     };
-    let [(_, first), (_, second)] = both_profiles();
+    let [(_, first), (_, second), _] = all_kinds();
     assert_eq!(uuid(1, &first), uuid(1, &second));
     assert_ne!(uuid(1, &first), uuid(2, &first));
     let uuid = uuid(1, &first);

@@ -2,7 +2,7 @@
 
 use crate::{
     basics::everything,
-    support::{Fixture, Image, both_profiles, read_only, read_write},
+    support::{Fixture, Image, all_kinds, read_only, read_write},
 };
 use rootfs::{
     Metadata,
@@ -12,7 +12,7 @@ use rootfs::{
 
 #[test]
 fn two_runs_give_the_same_bytes() {
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         let first = everything().image(&options).sha256();
         assert_eq!(first, everything().image(&options).sha256(), "{name}");
         // From pack files through the kernel's copy, onto a file that was not empty, in another thread.
@@ -91,7 +91,7 @@ fn what_differs_shows() {
 fn images_have_not_changed_since_the_writers_version_did() {
     let golden = include_str!("../golden/ext4.txt");
     let mut actual = format!("writer version {}\n", rootfs::ext4::WRITER_VERSION);
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         actual.push_str(&[name, " ", &everything().image(&options).sha256(), "\n"].concat());
     }
     let golden: String = golden

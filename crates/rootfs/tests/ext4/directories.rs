@@ -5,7 +5,7 @@ use rootfs::{Metadata, tree::FileContent};
 use crate::{
     expect::{compare, path_of},
     reader::Reader,
-    support::{Fixture, Image, both_profiles, read_only},
+    support::{Fixture, Image, all_kinds, read_only},
 };
 
 /// `count` files in one directory.
@@ -82,7 +82,7 @@ fn every_name_is_found_by_its_hash() {
 
 #[test]
 fn a_hundred_thousand_names_in_one_directory() {
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         let fixture = flat(100_000, short_name);
         let image = fixture.image(&options);
         let view = image.open();

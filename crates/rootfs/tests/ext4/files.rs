@@ -7,7 +7,7 @@ use rootfs::{Metadata, tree::FileContent};
 use crate::{
     expect::compare,
     reader::Reader,
-    support::{BLOCK, Fixture, Image, both_profiles, read_only, read_write},
+    support::{BLOCK, Fixture, Image, all_kinds, read_only, read_write},
 };
 
 const GIB: u64 = 1 << 30;
@@ -60,7 +60,7 @@ fn data_of(image: &Image, path: &str) -> Vec<(u64, [u8; 8])> {
 
 #[test]
 fn sparse_files_up_to_the_largest_size_keep_their_blocks() {
-    for (name, options) in both_profiles() {
+    for (name, options) in all_kinds() {
         let mut fixture = Fixture::new();
         for (path, size, blocks) in SPARSE_FILES {
             sparse_file(&mut fixture, path, size, blocks);

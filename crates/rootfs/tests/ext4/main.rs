@@ -22,3 +22,4 @@ mod random;
 mod reader;
 mod sharing;
 mod support;
+mod verity;

@@ -9,11 +9,13 @@ use std::{
 
 use rootfs::{
     InodeId, Metadata, Timestamp, Tree,
+    chunks::ChunkList,
     ext4::{Native, Plan, plan},
     image::{ImageBackend, ImageOptions, Profile},
     layer::BodyExtent,
     pack::{Pack, PackId, Packs},
     tree::{Content, FileContent},
+    verity::{LeafHashes, Verity},
 };
 
 pub(crate) const BLOCK: u64 = 4096;
@@ -120,15 +122,41 @@ impl Fixture {
         plan(&self.tree, options).unwrap()
     }
 
-    /// Writes the image, checks it with e2fsck, and compares it with its plan.
+    /// The packs in memory, with their leaf hashes.
+    pub(crate) fn hashed_packs(&self) -> Packs {
+        let mut packs = Packs::new();
+        for bytes in &self.packs {
+            let pack = Pack::Memory(bytes.clone().into());
+            let hashes = LeafHashes::of_pack(&pack, bytes.len() as u64).unwrap();
+            let id = packs.push(pack);
+            packs.set_leaf_hashes(id, Arc::new(hashes));
+        }
+        packs
+    }
+
+    /// Writes the image, checks it with e2fsck and `veritysetup`, and compares it with its plan and what was found out
+    /// about it with the file.
     pub(crate) fn image(&self, options: &ImageOptions) -> Image {
         let plan = self.plan(options);
         let image = Image::create();
+        let mut asked = options.clone();
+        // Reading terabytes of holes proves nothing.
+        let is_readable = plan.size_bytes() < 1 << 28;
+        asked.findings.sha256 = is_readable;
+        asked.findings.chunks = is_readable;
         let summary = Native
-            .write(&self.tree, &self.packs(), options, &image.file)
+            .write(&self.tree, &self.packs(), &asked, &image.file)
             .unwrap();
         assert_eq!(summary.size_bytes, plan.size_bytes());
         assert_eq!(image.file.metadata().unwrap().len(), plan.size_bytes());
+        if is_readable {
+            assert_eq!(hex::encode(summary.sha256.unwrap()), image.sha256());
+            assert_eq!(summary.chunks.unwrap(), ChunkList::of_file(&image.file).unwrap());
+        }
+        assert_eq!(summary.verity.is_some(), options.verity);
+        if let Some(verity) = summary.verity {
+            check_verity(&image.path(), &verity);
+        }
         image.check();
         assert_eq!(
             image.superblock_u32(0x10),
@@ -203,6 +231,20 @@ pub(crate) fn sha256_of(path: &Path) -> String {
     }
 }
 
+/// Runs `veritysetup verify`: superblock, tree and every block belong to the root hash.
+pub(crate) fn check_verity(path: &Path, verity: &Verity) {
+    let Some(output) = run(Command::new("veritysetup")
+        .arg("verify")
+        .args([path, path])
+        .arg(hex::encode(verity.root_hash))
+        .arg(format!("--hash-offset={}", verity.hash_offset)))
+    else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "veritysetup verify: {text}");
+}
+
 pub(crate) fn check_with_e2fsck(path: &Path) {
     let Some(output) = run(Command::new("e2fsck").arg("-fn").arg(path)) else {
         return;
@@ -261,8 +303,20 @@ pub(crate) fn read_write(free_space_bytes: u64, free_inodes: u64) -> ImageOption
     options
 }
 
-pub(crate) fn both_profiles() -> [(&'static str, ImageOptions); 2] {
-    [("ro", read_only()), ("rw", read_write(20 << 20, 100))]
+/// Read-only, with a hash tree.
+pub(crate) fn with_verity() -> ImageOptions {
+    let mut options = read_only();
+    options.verity = true;
+    options
+}
+
+/// Every kind of image.
+pub(crate) fn all_kinds() -> [(&'static str, ImageOptions); 3] {
+    [
+        ("ro", read_only()),
+        ("rw", read_write(20 << 20, 100)),
+        ("ro-verity", with_verity()),
+    ]
 }
 
 /// Metadata with everything that is not a default.

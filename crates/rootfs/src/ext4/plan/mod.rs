@@ -27,6 +27,7 @@ use crate::{
     Inode, InodeKind, Tree,
     image::{ImageError, ImageOptions, Profile},
     pack::PackId,
+    verity::Geometry,
 };
 
 pub(super) use self::walk::number_of;
@@ -50,9 +51,11 @@ pub struct Plan<'tree> {
     pub(super) trees: Vec<(u32, u64)>,
     /// The same position for the journal.
     pub(super) journal_tree: u64,
+    /// The hash tree after the file system, if there shall be one.
+    pub(super) verity: Option<Geometry>,
 }
 
-/// Bytes of a pack and where they go. All numbers are in bytes; offsets are multiples of 4,096.
+/// Bytes of a pack and where they go. All numbers are in bytes and multiples of 4,096.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyCopy {
     /// From which pack.
@@ -61,7 +64,8 @@ pub struct BodyCopy {
     pub pack_offset: u64,
     /// To where in the image.
     pub image_offset: u64,
-    /// How much. A multiple of 4,096 unless it ends with a file.
+    /// How much. Where a file ends within a block, the rest of the block is zero in the pack and copied as well, so that
+    /// storage can share it.
     pub length: u64,
 }
 
@@ -122,12 +126,17 @@ pub(super) struct XattrBlock {
 ///
 /// # Errors
 /// `Unrepresentable` for what ext4 cannot hold, `TooLarge` for an image beyond [`ImageOptions::max_image_bytes`] or
-/// 128 TiB.
+/// 128 TiB, `Options` for a hash tree of what the guest may write.
 pub fn plan<'tree>(tree: &'tree Tree, options: &ImageOptions) -> Result<Plan<'tree>, ImageError> {
+    options.check()?;
     let (uuid, hash_seed) = derive_identity(&options.identity);
     let contents = Contents::gather(tree, hash_seed)?;
     let placement = placement::find(&contents, options)?;
     let (trees, journal_tree) = contents.trees(&placement);
+    let verity = options
+        .verity
+        .then(|| Geometry::of(placement.blocks * BLOCK_BYTES))
+        .flatten();
     Ok(Plan {
         profile: options.profile,
         uuid,
@@ -136,6 +145,7 @@ pub fn plan<'tree>(tree: &'tree Tree, options: &ImageOptions) -> Result<Plan<'tr
         placement,
         trees,
         journal_tree,
+        verity,
     })
 }
 
@@ -159,9 +169,15 @@ fn derive_identity(identity: &[u8; 32]) -> ([u8; 16], [u32; 4]) {
 }
 
 impl Plan<'_> {
-    /// Bytes of the image, holes included.
+    /// Bytes of the image, holes and the hash tree included.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
+        self.file_system_bytes() + self.verity.as_ref().map_or(0, Geometry::area_bytes)
+    }
+
+    /// Bytes of the file system, holes included.
+    #[must_use]
+    pub fn file_system_bytes(&self) -> u64 {
         self.placement.blocks * BLOCK_BYTES
     }
 
@@ -203,17 +219,15 @@ impl Plan<'_> {
                 pack,
                 pack_offset: offset + done,
                 image_offset: piece.start * BLOCK_BYTES,
-                length: (piece.length * BLOCK_BYTES).min(run.length_bytes - done),
+                length: piece.length * BLOCK_BYTES,
             };
-            // A pack is zero between the end of a file and the next block.
-            let padded = |last: &BodyCopy| last.length.next_multiple_of(BLOCK_BYTES);
             match copies.last_mut() {
                 Some(last)
                     if last.pack == pack
-                        && last.pack_offset + padded(last) == copy.pack_offset
-                        && last.image_offset + padded(last) == copy.image_offset =>
+                        && last.pack_offset + last.length == copy.pack_offset
+                        && last.image_offset + last.length == copy.image_offset =>
                 {
-                    last.length = padded(last) + copy.length;
+                    last.length += copy.length;
                 }
                 _ => copies.push(copy),
             }

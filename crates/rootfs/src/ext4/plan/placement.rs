@@ -17,6 +17,7 @@ use crate::{
         space::{Backups, Cursor, Run, merge},
     },
     image::{ImageError, ImageOptions, Profile},
+    verity,
 };
 
 /// Most groups: 128 TiB, whose descriptors take half of the first group. What is larger is refused.
@@ -143,7 +144,12 @@ pub(in crate::ext4) fn find(
             tree_blocks: guess.tree_blocks.max(tree_blocks),
         };
         if next == guess {
-            let needed_bytes = placement.blocks * BLOCK_BYTES;
+            let file_system_bytes = placement.blocks * BLOCK_BYTES;
+            let verity_bytes = match options.verity {
+                true => verity::hash_area_bytes(file_system_bytes).unwrap_or(0),
+                false => 0,
+            };
+            let needed_bytes = file_system_bytes + verity_bytes;
             if needed_bytes > limit {
                 return Err(too_large(needed_bytes));
             }
