@@ -41,6 +41,7 @@ async fn build(image: &str, output: &Path) -> Result<()> {
         local_images: true,
         launcher: Arc::new(ProcessLauncher::new("/proc/self/exe", ["worker".into()])),
         packs: PackCache::open(workspace.path(), None)?,
+        images: None,
         staging_directory,
         // Without an init the image is exactly what its layers say.
         guest_init: Arc::from([]),

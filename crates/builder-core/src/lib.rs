@@ -5,6 +5,7 @@
 pub mod build;
 pub mod error;
 pub mod event;
+mod image_cache;
 mod pack_cache;
 pub mod pipeline;
 pub mod request;
@@ -15,4 +16,5 @@ mod text;
 pub mod worker;
 
 pub use error::{BuildError, BuildErrorKind, ServiceError, StartError, StartErrorKind};
+pub use image_cache::ImageCache;
 pub use pack_cache::PackCache;

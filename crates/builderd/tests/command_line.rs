@@ -114,6 +114,10 @@ fn a_wrong_command_line_is_64_and_says_why() {
             "512MiB",
         ),
         (
+            &["build", "oci:layout:v1", "-o", "x", "--free-space", "200TiB"],
+            "less than 128TiB",
+        ),
+        (
             &[
                 "build",
                 "oci:layout:v1",
@@ -210,7 +214,7 @@ fn the_same_image_from_every_place_is_the_same_file() {
     let mut files = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let name = format!("{number}.ext4");
-        let mut arguments = vec!["build", source, "-o", &name, "--raw"];
+        let mut arguments = vec!["build", source, "-o", &name, "--raw", "--no-reuse"];
         if *source == reference {
             arguments.push("--plain-http");
         }
@@ -340,6 +344,68 @@ fn failures_have_codes_that_scripts_can_use_and_leave_nothing() {
         );
     }
     drop(reference);
+}
+
+#[test]
+fn what_is_wrong_with_the_output_is_said_without_a_name_that_nobody_gave() {
+    let directory = layout();
+    fs::write(directory.path().join("cache-file"), "").unwrap();
+    for (arguments, expected) in [
+        (
+            &["-o", "nodir/a"][..],
+            "nodir/a: the output directory cannot be written to",
+        ),
+        (&["-o", "cache-file/a"], "cache-file/a"),
+        // Larger than a file of most file systems; where it is not, the image is made.
+        (
+            &["-o", "a.ext4", "--free-space", "127TiB"],
+            "a.ext4: the image is larger than a file can be",
+        ),
+    ] {
+        let output = run(
+            directory.path(),
+            &[&["build", "oci:layout:v1"], arguments].concat(),
+        );
+        let said = text(&output.stderr);
+        if arguments.contains(&"127TiB") && output.status.success() {
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(73), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(!said.contains("unfinished"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_a_failure_though_the_image_is_there() {
+    for json in [&[][..], &["--json"]] {
+        let directory = layout();
+        let output = builderd(directory.path())
+            .args([&["build", "oci:layout:v1", "-o", "a.ext4"], json].concat())
+            .stdout(fs::File::options().write(true).open("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(73), "{json:?}: {said}");
+        assert!(said.contains("a.ext4 is complete"), "{json:?}: {said}");
+        assert_eq!(
+            made_in(directory.path()),
+            ["a.ext4", "a.metadata.json"],
+            "{json:?}"
+        );
+    }
+}
+
+#[test]
+fn the_same_image_is_copied_the_second_time_unless_that_is_not_wanted() {
+    let directory = layout();
+    for (arguments, reused) in [(&[][..], false), (&[], true), (&["--no-reuse"], false)] {
+        let arguments = [&["build", "oci:layout:v1", "-o", "a.ext4", "--force"], arguments].concat();
+        let output = run(directory.path(), &arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.contains("Reused the image"), reused, "{arguments:?}: {said}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The image itself: layer files, added files and options to a worker, an ext4 image back.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Write},
     os::{
         fd::OwnedFd,
@@ -48,6 +48,23 @@ pub(super) struct Written {
     pub(super) allocated_bytes: u64,
 }
 
+impl Written {
+    /// From what the file system says of the file.
+    pub(super) fn new(size_bytes: u64, found: &Metadata) -> Self {
+        Self {
+            size_bytes,
+            // st_blocks counts 512 bytes each, whatever the file system. stat(2).
+            allocated_bytes: found.blocks() * 512,
+        }
+    }
+}
+
+/// Stands for everything that decides the content of the image; see [`identity`].
+pub(super) fn identity_of(work: &Work<'_>, layers: &[LayerFile], shape: &Shape) -> [u8; 32] {
+    let diff_ids: Vec<[u8; 32]> = layers.iter().map(|layer| layer.record.diff_id).collect();
+    identity(&diff_ids, &shape.files, &work.request.target)
+}
+
 /// Writes the image into `output`, an empty file.
 pub(super) async fn write(
     work: &Work<'_>,
@@ -71,7 +88,6 @@ pub(super) async fn write(
         });
     }
     let target = &work.request.target;
-    let diff_ids: Vec<[u8; 32]> = layers.iter().map(|layer| layer.record.diff_id).collect();
     let staging = match work.config.backend {
         Backend::Native => None,
         Backend::Mke2fs => {
@@ -97,7 +113,7 @@ pub(super) async fn write(
             free_space_bytes: target.free_space_bytes,
             free_inodes: target.free_inodes,
             max_image_bytes: work.config.limits.max_image_bytes,
-            identity: identity(&diff_ids, &shape.files, target),
+            identity: identity_of(work, layers, shape),
         },
         backend: work.config.backend,
         staging_directory: staging.as_ref().map(|directory| directory.path().to_owned()),
@@ -144,19 +160,8 @@ pub(super) async fn write(
             found.len()
         )));
     }
-    // st_blocks counts 512 bytes each, whatever the file system. stat(2).
-    let written = Written {
-        size_bytes,
-        allocated_bytes: found.blocks() * 512,
-    };
-    let layers_bytes = work
-        .sums
-        .uncompressed_bytes
-        .load(std::sync::atomic::Ordering::Relaxed);
-    work.check_disk(
-        layers_bytes + written.allocated_bytes,
-        "the layers, uncompressed, and the image",
-    )?;
+    let written = Written::new(size_bytes, &found);
+    work.check_image(written)?;
     Ok(written)
 }
 

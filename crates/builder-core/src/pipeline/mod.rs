@@ -3,7 +3,8 @@
 //! ```text
 //! resolve ─ plan ─ layers, several at a time: cached layer file, or pull ═> index worker ─ verified
 //!                                                                              │
-//!                             publish <─ checksum <─ assemble worker <─ shape <┘
+//!                             publish <─ checksum <─ assemble worker <─ shape <┤
+//!                                    `───── copy of the same image, if there is one ┘
 //! ```
 //!
 //! The image is written under a hidden name in its final directory and appears there, together with its metadata, only
@@ -16,6 +17,7 @@ mod fetch;
 mod layers;
 mod progress;
 mod publish;
+mod reuse;
 mod stop;
 
 use std::{
@@ -33,12 +35,14 @@ use self::{
     layers::Sums,
     progress::{Progress, megabytes},
     publish::Draft,
+    reuse::{Reuse, Reused},
     stop::{Reason, Stop},
 };
 use crate::{
     build::{BuildMetrics, BuildState, ImageMetadata},
     error::{BuildError, BuildErrorKind},
     event::{Component, Event, EventSender, Level},
+    image_cache::ImageCache,
     pack_cache::{Grant, PackCache},
     request::{Backend, BuildRequest, LayerMode},
     shape::{GuestInit, shape},
@@ -57,6 +61,8 @@ pub struct PipelineConfig {
     pub launcher: Arc<dyn Launcher>,
     /// Keeps layer files between builds.
     pub packs: PackCache,
+    /// Knows finished images, so that the same one is copied instead of made again; `None` makes every image anew.
+    pub images: Option<ImageCache>,
     /// Where the backend that stages its tree does so.
     pub staging_directory: PathBuf,
     /// The init that [`crate::request::InitStrategy::Tini`] puts into the image.
@@ -142,6 +148,15 @@ impl Work<'_> {
                 .timeout
                 .map(|limit| limit + Duration::from_secs(30)),
         }
+    }
+
+    /// Whether layers and image together take no more of the disk than they may.
+    fn check_image(&self, written: assemble::Written) -> Result<(), BuildError> {
+        let layers_bytes = self.sums.uncompressed_bytes.load(Ordering::Relaxed);
+        self.check_disk(
+            layers_bytes + written.allocated_bytes,
+            "the layers, uncompressed, and the image",
+        )
     }
 
     fn check_disk(&self, bytes: u64, what: &str) -> Result<(), BuildError> {
@@ -275,12 +290,25 @@ async fn build(
             )
             .await;
     }
-    let written = assemble::write(&work, &layers, &shaped, draft.file()).await?;
+    let reuse = Reuse::new(&work, &layers, &shaped);
+    let reused = match &reuse {
+        Some(reuse) => reuse.copy(&work, &draft).await?,
+        None => None,
+    };
+    let (written, checksum, finishing) = match reused {
+        Some(Reused { written, checksum }) => {
+            progress.enter(BuildState::Optimizing).await;
+            (written, checksum, progress.elapsed())
+        }
+        None => {
+            let written = assemble::write(&work, &layers, &shaped, draft.file()).await?;
+            progress.enter(BuildState::Optimizing).await;
+            let finishing = progress.elapsed();
+            let checksum = publish::checksum(&work, draft.file(), written.size_bytes).await?;
+            (written, checksum, finishing)
+        }
+    };
     drop(layers);
-
-    progress.enter(BuildState::Optimizing).await;
-    let finishing = progress.elapsed();
-    let checksum = publish::checksum(&work, draft.file(), written.size_bytes).await?;
     progress.begin(progress::Phase::Publish, 0).await;
     if stop.is_stopped() {
         return Err(stop.error());
@@ -290,6 +318,9 @@ async fn build(
         let metadata = shaped.metadata.clone();
         blocking(move || draft.publish(&metadata)).await??
     };
+    if let Some(reuse) = reuse {
+        reuse.remember(output, &checksum).await;
+    }
     let trimmed = {
         let packs = config.packs.clone();
         blocking(move || packs.trim()).await?
@@ -310,7 +341,8 @@ async fn build(
         total_duration_ms: Some(milliseconds(ended)),
         original_size_bytes: Some(work.sums.uncompressed_bytes.load(Ordering::Relaxed)),
         rootfs_size_bytes: Some(written.size_bytes),
-        memory_peak_bytes: Some(usage.peak_memory_bytes),
+        // Without a worker there is nothing to be measured.
+        memory_peak_bytes: Some(usage.peak_memory_bytes).filter(|bytes| *bytes > 0),
         disk_usage_bytes: Some(written.allocated_bytes),
         cpu_time_ms: Some(milliseconds(usage.cpu_time)),
         pulled_bytes: Some(work.sums.pulled_bytes.load(Ordering::Relaxed)),

@@ -63,6 +63,7 @@ pub(super) enum Phase {
     Resolve,
     Layers,
     Write,
+    Copy,
     Hash,
     Publish,
 }
@@ -211,6 +212,14 @@ impl Progress {
             Phase::Write => {
                 let step = format!(
                     "write the image: {} of {}",
+                    megabytes(done_out),
+                    megabytes(board.total_out)
+                );
+                (between(INDEXED, WRITTEN, done_out, board.total_out), step)
+            }
+            Phase::Copy => {
+                let step = format!(
+                    "copy the image: {} of {}",
                     megabytes(done_out),
                     megabytes(board.total_out)
                 );

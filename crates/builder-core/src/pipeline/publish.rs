@@ -208,12 +208,28 @@ fn hidden_prefix(target: &Path) -> OsString {
 fn unwritable(action: &str, error: io::Error) -> BuildError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BuildError::from_io(action, error),
-        kind => BuildError::new(
-            BuildErrorKind::OutputNotWritable,
-            format!("the output directory cannot be written to: failed to {action}: {kind}"),
-        )
-        .with_cause(error),
+        kind => {
+            let reason = match kind {
+                io::ErrorKind::NotFound => "there is no such directory".to_owned(),
+                io::ErrorKind::NotADirectory => "it is not a directory".to_owned(),
+                kind => kind.to_string(),
+            };
+            BuildError::new(
+                BuildErrorKind::OutputNotWritable,
+                format!("the output directory cannot be written to: failed to {action}: {reason}"),
+            )
+            .with_cause(without_path(error))
+        }
     }
+}
+
+/// What the system said, without the name of a hidden file that `tempfile` adds to it: nobody asked for that one.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|wrapped| wrapped.source());
+    let code = inner
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error);
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// SHA-256 of the image in hexadecimal. Holes are not read, only hashed.
@@ -223,20 +239,31 @@ pub(super) async fn checksum(work: &Work<'_>, image: &File, size_bytes: u64) -> 
     let image = image.try_clone().map_err(reading)?;
     let done = Arc::new(AtomicU64::new(0));
     let given_up = Arc::new(AtomicBool::new(false));
-    let mut hashing = {
+    let hashing = {
         let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-        std::pin::pin!(blocking(move || hash(&image, size_bytes, &done, &given_up)))
+        blocking(move || hash(&image, size_bytes, &done, &given_up))
     };
+    watched(work, hashing, &done, &given_up).await?.map_err(reading)
+}
+
+/// Waits for work in a thread that counts in `done` and looks at `given_up`, which is set when the build is to end.
+pub(super) async fn watched<T>(
+    work: &Work<'_>,
+    thread: impl Future<Output = Result<T, BuildError>>,
+    done: &AtomicU64,
+    given_up: &AtomicBool,
+) -> Result<T, BuildError> {
+    let mut thread = std::pin::pin!(thread);
     let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
     let stopped = work.stop.unless(std::future::pending::<Result<(), BuildError>>());
     let mut stopped = std::pin::pin!(stopped);
     loop {
         tokio::select! {
-            result = &mut hashing => return result?.map_err(reading),
+            result = &mut thread => return result,
             Err(error) = &mut stopped => {
                 // The thread looks at this after each piece; then nobody holds the image any more.
                 given_up.store(true, Ordering::Relaxed);
-                let _ = hashing.await;
+                let _ = thread.await;
                 return Err(error);
             }
             _ = interval.tick() => work.progress.set_done(done.load(Ordering::Relaxed)),
@@ -276,7 +303,7 @@ fn hash(image: &File, size_bytes: u64, done: &AtomicU64, given_up: &AtomicBool) 
 }
 
 /// The next run of data at or behind `offset`. A file system that knows no holes says that all is data.
-fn next_data(mut image: &File, offset: u64, size_bytes: u64) -> io::Result<std::ops::Range<u64>> {
+pub(super) fn next_data(mut image: &File, offset: u64, size_bytes: u64) -> io::Result<std::ops::Range<u64>> {
     let start = match rustix::fs::seek(image, SparseSeek::Data(offset)) {
         Ok(start) => start.min(size_bytes),
         // No data behind: lseek(2).

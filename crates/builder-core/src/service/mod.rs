@@ -45,6 +45,7 @@ use crate::{
     build::{Build, BuildId, BuildState},
     error::{ServiceError, StartError, StartErrorKind},
     event::LogLine,
+    image_cache::ImageCache,
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
@@ -347,6 +348,14 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
     let packs = PackCache::open(&config.workspace_directory, max_pack_bytes).map_err(|error| {
         StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the pack cache").with_source(error)
     })?;
+    let images = config
+        .cache_enabled
+        .then(|| ImageCache::open(&config.workspace_directory))
+        .transpose()
+        .map_err(|error| {
+            StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the image cache")
+                .with_source(error)
+        })?;
     let fetch = oci_fetch::Client::new(config.fetch.clone()).map_err(|error| {
         StartError::new(StartErrorKind::Registry, "cannot make the registry client").with_source(error)
     })?;
@@ -355,6 +364,7 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
         local_images: false,
         launcher: Arc::new(launcher),
         packs,
+        images,
         staging_directory,
         guest_init: Arc::clone(&config.guest_init),
         guest_architecture: config.guest_architecture.clone(),

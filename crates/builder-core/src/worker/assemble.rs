@@ -179,6 +179,11 @@ fn options(request: &ImageRequest) -> ImageOptions {
 
 fn explain(error: &ImageError) -> Failure {
     match error {
+        // A file system has its own idea of how large a file can be; ext4 on 4 KiB blocks stops at 16 TiB.
+        ImageError::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => Failure::new(
+            FailureKind::OutputTooLarge,
+            "the image is larger than a file can be where it is to be written",
+        ),
         ImageError::Io { action, source } => Failure::from_io(action, source),
         ImageError::TooLarge { .. } => Failure::chained(FailureKind::Limit, error),
         ImageError::Unrepresentable { .. } => Failure::chained(FailureKind::Unsupported, error),

@@ -133,6 +133,8 @@ pub(crate) enum FailureKind {
     Limit,
     /// No space left.
     DiskFull,
+    /// The file system of the output has no files that large.
+    OutputTooLarge,
     /// The image writer cannot run here.
     BackendUnavailable,
     /// Anything else.

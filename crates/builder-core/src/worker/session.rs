@@ -246,6 +246,7 @@ fn explain(kind: FailureKind, message: &str) -> BuildError {
         FailureKind::Unsupported => BuildErrorKind::UnsupportedImage,
         FailureKind::Limit => BuildErrorKind::LimitExceeded,
         FailureKind::DiskFull => BuildErrorKind::DiskFull,
+        FailureKind::OutputTooLarge => BuildErrorKind::OutputNotWritable,
         FailureKind::BackendUnavailable => BuildErrorKind::BackendUnavailable,
         // What exactly failed inside is for the operator.
         FailureKind::Internal => {

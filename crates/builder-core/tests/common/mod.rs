@@ -12,7 +12,7 @@ use std::{
 };
 
 use builder_core::{
-    BuildError, PackCache,
+    BuildError, ImageCache, PackCache,
     build::BuildState,
     event::{self, Event, Level},
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
@@ -104,6 +104,8 @@ impl Site {
             local_images: true,
             launcher,
             packs: PackCache::open(&workspace, Some(1 << 30)).unwrap(),
+            // So that a second build is one; `reusing` is for tests of the other.
+            images: None,
             staging_directory: workspace.join("staging"),
             guest_init: Arc::from(INIT),
             guest_architecture: host_architecture(),
@@ -117,6 +119,14 @@ impl Site {
             config,
             workers,
         }
+    }
+
+    /// Copies images that were made before instead of making them again.
+    pub fn reusing() -> Self {
+        let mut site = Self::new();
+        let workspace = site.directory.path().join("workspace");
+        site.config.images = Some(ImageCache::open(&workspace).unwrap());
+        site
     }
 
     pub fn output(&self, name: &str) -> PathBuf {

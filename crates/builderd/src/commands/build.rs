@@ -11,7 +11,7 @@ use std::{
 };
 
 use builder_core::{
-    BuildError, BuildErrorKind, PackCache,
+    BuildError, BuildErrorKind, ImageCache, PackCache,
     pipeline::{self, BuildLimits, PipelineConfig},
     worker::ProcessLauncher,
 };
@@ -78,12 +78,20 @@ async fn build(arguments: &Arguments) -> Result<(), Failure> {
     match outcome {
         Ok(outcome) => {
             show.completed(&outcome);
-            Ok(())
+            match show.lost() {
+                None => Ok(()),
+                Some(error) => {
+                    let image = outcome.image_path.display();
+                    let message =
+                        format!("{image} is complete, but standard output cannot be written to: {error}");
+                    Err(Failure::new(Exit::CannotCreate, message))
+                }
+            }
         }
         Err(failure) => {
             show.failed(&failure);
             // With --json the failure has been said where the caller reads.
-            let message = if arguments.json {
+            let message = if arguments.json && show.lost().is_none() {
                 String::new()
             } else {
                 failure.message
@@ -114,6 +122,10 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
         local_images: true,
         launcher: Arc::new(ProcessLauncher::new("/proc/self/exe", ["worker".into()])),
         packs: PackCache::open(&cache, Some(MAX_PACK_CACHE_BYTES)).map_err(unusable)?,
+        images: (!arguments.no_reuse)
+            .then(|| ImageCache::open(&cache))
+            .transpose()
+            .map_err(unusable)?,
         staging_directory,
         guest_init: guest::init(),
         guest_architecture: guest::ARCHITECTURE.to_owned(),
@@ -159,7 +171,7 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
     while let Ok(event) = received.try_recv() {
         show.event(event);
     }
-    result.map_err(|error| failure(&error))
+    result.map_err(|error| failure(&error, &arguments.output))
 }
 
 fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<Client, Failure> {
@@ -224,7 +236,7 @@ fn refuse_existing(output: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn failure(error: &BuildError) -> Failure {
+fn failure(error: &BuildError, output: &Path) -> Failure {
     let exit = match error.kind() {
         BuildErrorKind::InvalidArgument { .. } => Exit::Usage,
         BuildErrorKind::ImageNotFound
@@ -244,7 +256,11 @@ fn failure(error: &BuildError) -> Failure {
         _ => Exit::Internal,
     };
     // On the command line the tenant and the operator are one: what lies behind is said as well.
-    Failure::new(exit, chain(error))
+    let message = match error.kind() {
+        BuildErrorKind::OutputNotWritable => format!("{}: {}", output.display(), chain(error)),
+        _ => chain(error),
+    };
+    Failure::new(exit, message)
 }
 
 fn is_root() -> bool {

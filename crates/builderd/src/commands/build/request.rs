@@ -23,6 +23,9 @@ use crate::{
 /// Longer passwords are a file given by mistake.
 const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
 
+/// What a file system with extents and blocks of 4 KiB can have at most; see `rootfs::ext4`.
+const MAX_EXT4_BYTES: u64 = 128 << 40;
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The image, see above
@@ -36,6 +39,10 @@ pub(super) struct Arguments {
     /// Replace files that are there already
     #[arg(short, long)]
     pub(super) force: bool,
+
+    /// Make the image anew, even where the same one was made before and could be copied
+    #[arg(long)]
+    pub(super) no_reuse: bool,
 
     /// Exactly what the layers say: no init, no file of ours
     #[arg(long)]
@@ -58,7 +65,7 @@ pub(super) struct Arguments {
     profile: ProfileName,
 
     /// Free bytes for the guest, as 512MiB or 2GiB; sparse [default: 256MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = free_space)]
     free_space: Option<u64>,
 
     /// Free inodes for the guest [default: 16384]
@@ -215,5 +222,13 @@ fn platform(text: &str) -> Result<String, String> {
     match text.parse::<Platform>() {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err("expected os/architecture[/variant], as linux/amd64".to_owned()),
+    }
+}
+
+/// The size of an image with nothing but free space is bounded, too.
+fn free_space(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        size if size < MAX_EXT4_BYTES => Ok(size),
+        _ => Err("expected less than 128TiB, which is as large as an ext4 image gets".to_owned()),
     }
 }

@@ -17,8 +17,15 @@ use crate::exit::Failure;
 /// How often the bar moves while nothing happens.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Shows a build in one of three ways.
-pub(super) enum Show {
+/// Shows a build, and keeps in mind whether standard output took what it was to get.
+pub(super) struct Show {
+    way: Way,
+    /// The first error of standard output.
+    lost: Option<io::Error>,
+}
+
+/// One of three ways to show a build.
+enum Way {
     /// A bar, with the log above it.
     Bar(ProgressBar),
     /// A line for everything.
@@ -30,8 +37,8 @@ pub(super) enum Show {
     Json,
 }
 
-impl Show {
-    pub(super) fn new(json: bool) -> Self {
+impl Way {
+    fn new(json: bool) -> Self {
         if json {
             return Self::Json;
         }
@@ -47,6 +54,21 @@ impl Show {
         bar.enable_steady_tick(TICK);
         Self::Bar(bar)
     }
+}
+
+impl Show {
+    pub(super) fn new(json: bool) -> Self {
+        Self {
+            way: Way::new(json),
+            lost: None,
+        }
+    }
+
+    /// What standard output did not take. A build goes on without an audience, but whoever waits for its last line must
+    /// not take silence for success.
+    pub(super) fn lost(&mut self) -> Option<io::Error> {
+        self.lost.take()
+    }
 
     pub(super) fn event(&mut self, event: Event) {
         match event {
@@ -55,8 +77,8 @@ impl Show {
                 component,
                 message,
                 metadata,
-            } => match self {
-                Self::Json => object(&json!({
+            } => match &mut self.way {
+                Way::Json => self.object(&json!({
                     "event": "log",
                     "level": level.as_str(),
                     "component": component.as_str(),
@@ -75,16 +97,16 @@ impl Show {
                 }
             },
             Event::State(state) => {
-                if let Self::Json = self {
-                    object(&json!({"event": "state", "state": state.as_str()}));
+                if let Way::Json = self.way {
+                    self.object(&json!({"event": "state", "state": state.as_str()}));
                 }
             }
-            Event::Progress { percent, step } => match self {
-                Self::Bar(bar) => {
+            Event::Progress { percent, step } => match &mut self.way {
+                Way::Bar(bar) => {
                     bar.set_position(u64::from(percent));
                     bar.set_message(step);
                 }
-                Self::Lines { step: last } => {
+                Way::Lines { step: last } => {
                     // What stands behind the colon counts up; a log is told of the step once.
                     let name = step.split(':').next().unwrap_or_default();
                     if last != name {
@@ -93,7 +115,7 @@ impl Show {
                         self.line(&line);
                     }
                 }
-                Self::Json => object(&json!({"event": "progress", "percent": percent, "step": step})),
+                Way::Json => self.object(&json!({"event": "progress", "percent": percent, "step": step})),
             },
             _ => {}
         }
@@ -103,9 +125,9 @@ impl Show {
         self.line("interrupted: stopping");
     }
 
-    pub(super) fn completed(&self, outcome: &Outcome) {
-        match self {
-            Self::Json => object(&json!({
+    pub(super) fn completed(&mut self, outcome: &Outcome) {
+        match &mut self.way {
+            Way::Json => self.object(&json!({
                 "event": "completed",
                 "image": outcome.image_path,
                 "metadata": outcome.metadata_path,
@@ -114,42 +136,51 @@ impl Show {
                 "image_metadata": outcome.metadata,
                 "metrics": outcome.metrics,
             })),
-            Self::Bar(_) | Self::Lines { .. } => {
-                if let Self::Bar(bar) = self {
+            Way::Bar(_) | Way::Lines { .. } => {
+                if let Way::Bar(bar) = &self.way {
                     bar.finish_and_clear();
                 }
                 self.line(&format!(
                     "{} bytes, sha256 {}",
                     outcome.size_bytes, outcome.checksum
                 ));
-                // Nobody reads it: the image is there all the same.
-                drop(writeln!(io::stdout(), "{}", outcome.image_path.display()));
+                let path = outcome.image_path.display().to_string();
+                self.print(&path);
             }
         }
     }
 
-    pub(super) fn failed(&self, failure: &Failure) {
-        match self {
-            Self::Json => object(&json!({
+    pub(super) fn failed(&mut self, failure: &Failure) {
+        match &mut self.way {
+            Way::Json => self.object(&json!({
                 "event": "failed",
                 "exit_code": failure.exit.code(),
                 "message": failure.message,
             })),
-            Self::Bar(bar) => bar.finish_and_clear(),
-            Self::Lines { .. } => {}
+            Way::Bar(bar) => bar.finish_and_clear(),
+            Way::Lines { .. } => {}
         }
     }
 
     fn line(&self, text: &str) {
-        match self {
-            Self::Bar(bar) if !bar.is_finished() => bar.println(text),
+        match &self.way {
+            Way::Bar(bar) if !bar.is_finished() => bar.println(text),
             // Where nobody listens, the exit code has to do.
-            Self::Bar(_) | Self::Lines { .. } => drop(writeln!(io::stderr(), "{text}")),
-            Self::Json => {}
+            Way::Bar(_) | Way::Lines { .. } => drop(writeln!(io::stderr(), "{text}")),
+            Way::Json => {}
         }
     }
-}
 
-fn object(value: &Value) {
-    drop(writeln!(io::stdout(), "{value}"));
+    fn object(&mut self, value: &Value) {
+        self.print(&value.to_string());
+    }
+
+    fn print(&mut self, line: &str) {
+        let mut output = io::stdout().lock();
+        if self.lost.is_none()
+            && let Err(error) = writeln!(output, "{line}").and_then(|()| output.flush())
+        {
+            self.lost = Some(error);
+        }
+    }
 }
