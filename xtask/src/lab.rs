@@ -14,7 +14,7 @@ use crate::{
     debian,
 };
 
-pub(crate) use images::images;
+pub(crate) use images::{image, images};
 
 /// Debian's kernel for clouds: small, and with everything that a virtual machine shows.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";

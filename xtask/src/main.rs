@@ -9,6 +9,7 @@
     reason = "a command line program talks to its terminal"
 )]
 
+mod bench;
 mod context;
 mod debian;
 mod demo;
@@ -31,6 +32,8 @@ Usage: cargo xtask VERB
                   needs more than Rust and a C compiler.
   lab             Makes what the end-to-end tests use (a kernel, the images tiny, debian and nginx, the clients for
                   Python and Node.js), once, below the target directory.
+  bench [...]     Measures builds, beside the floor and beside other tools, and writes docs/benchmarks.md. As root on
+                  Debian; `cargo xtask bench --help` has the options.
   help            This text.
 
 CARGO_TARGET_DIR is honoured.";
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         ["test"] => return test::test(&context, false),
         ["test", "--quick"] => return test::test(&context, true),
         ["lab"] => lab::make(&context),
+        ["bench", arguments @ ..] => bench::bench(&context, arguments),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(64);

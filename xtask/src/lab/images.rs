@@ -1,4 +1,4 @@
-//! The real images: `tiny`, `debian` and `nginx`, each an OCI layout below `lab/images`.
+//! The real images: `tiny`, `debian` and `nginx`, and `big` for the bench, each an OCI layout below `lab/images`.
 
 use std::{fs, path::Path, process::Command};
 
@@ -8,8 +8,21 @@ use crate::context::{Context, Result, at, run};
 /// Debian's release that the images are made of.
 const RELEASE: &str = "bookworm";
 
-/// The three images.
+/// The three images of the end-to-end tests.
 pub(crate) fn images(context: &Context) -> Result<()> {
+    for name in ["debian", "nginx"] {
+        image(context, name)?;
+    }
+    let recipe = context.root.join("xtask/images/tiny");
+    once(
+        &context.lab().join("images/tiny"),
+        &recipe_text(&recipe)?,
+        |directory| tiny(context, &recipe, directory),
+    )
+}
+
+/// The image of the recipe `xtask/images/NAME` on Debian's base.
+pub(crate) fn image(context: &Context, name: &str) -> Result<()> {
     let base = context.lab().join("base");
     once(&base, RELEASE, |directory| {
         let mut mmdebstrap = Command::new("mmdebstrap");
@@ -21,28 +34,20 @@ pub(crate) fn images(context: &Context) -> Result<()> {
         ]);
         run(mmdebstrap.arg(directory.join("base.tar")))
     })?;
-    for name in ["debian", "nginx"] {
-        let recipe = context.root.join("xtask/images").join(name);
-        let text = recipe_text(&recipe)?;
-        once(&context.lab().join("images").join(name), &text, |directory| {
-            let store = Store::new(context)?;
-            let files = store.directory.join(name);
-            run(Command::new("cp").arg("-r").arg(&recipe).arg(&files))?;
-            let tar = files.join("base.tar");
-            at(&tar, fs::hard_link(base.join("base.tar"), &tar))?;
-            store.build(&files, name, &[])?;
-            run(store
-                .buildah("push")
-                .arg(name)
-                .arg(format!("oci:{}:1", directory.display())))
-        })?;
-    }
-    let recipe = context.root.join("xtask/images/tiny");
-    once(
-        &context.lab().join("images/tiny"),
-        &recipe_text(&recipe)?,
-        |directory| tiny(context, &recipe, directory),
-    )
+    let recipe = context.root.join("xtask/images").join(name);
+    let text = recipe_text(&recipe)?;
+    once(&context.lab().join("images").join(name), &text, |directory| {
+        let store = Store::new(context)?;
+        let files = store.directory.join(name);
+        run(Command::new("cp").arg("-r").arg(&recipe).arg(&files))?;
+        let tar = files.join("base.tar");
+        at(&tar, fs::hard_link(base.join("base.tar"), &tar))?;
+        store.build(&files, name, &[])?;
+        run(store
+            .buildah("push")
+            .arg(name)
+            .arg(format!("oci:{}:1", directory.display())))
+    })
 }
 
 /// Busybox for two architectures under one name. No program of the other architecture runs while it is made.
