@@ -47,12 +47,15 @@ impl Steps {
         ));
     }
 
-    /// Prints what became of each step, and at the very end how many passed and failed.
+    /// Prints what became of each step, what did not run at all, and at the very end how many passed and failed.
     pub(crate) fn finish(&self) -> ExitCode {
         println!("\n=== summary");
         let (mut n_passed, mut n_failed) = (0, 0);
+        let mut skipped = Vec::new();
+        let mut all = Duration::ZERO;
         for (name, duration, outcome) in &self.done {
             let seconds = duration.as_secs_f64();
+            all += *duration;
             match outcome {
                 Outcome::Passed => {
                     n_passed += 1;
@@ -62,8 +65,19 @@ impl Steps {
                     n_failed += 1;
                     println!("FAILED  {seconds:7.1} s  {name}: {message}");
                 }
-                Outcome::Skipped(reason) => println!("skipped            {name}: {reason}"),
+                Outcome::Skipped(reason) => {
+                    skipped.push(name.as_str());
+                    println!("skipped            {name}: {reason}");
+                }
             }
+        }
+        println!("in all  {:7.1} s", all.as_secs_f64());
+        if !skipped.is_empty() {
+            println!(
+                "\n!!! NOT EVERYTHING RAN: {} left out, for the reasons above.\n\
+                 !!! What passed says nothing about that. As root on Debian, `cargo xtask test` runs all of it.\n",
+                skipped.join(", ")
+            );
         }
         println!("{n_passed} passed, {n_failed} failed");
         if n_failed == 0 {

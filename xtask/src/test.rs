@@ -51,7 +51,11 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
             Vec::new()
         }
     };
-    for name in crates.iter().map(String::as_str).chain(["xtask"]) {
+    for name in crates
+        .iter()
+        .map(String::as_str)
+        .chain(["xtask", "builderd-bench"])
+    {
         steps.step(&format!("{name} alone"), || {
             run(&mut cargo(&[
                 "test",
