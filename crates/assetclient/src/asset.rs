@@ -6,6 +6,15 @@ use std::{collections::BTreeMap, fmt};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AssetId(pub(crate) String);
 
+/// For whom a call is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// Header X-Tenant-ID; no control characters.
+    pub tenant_id: String,
+    /// Header X-Customer-ID; no control characters; not sent when empty.
+    pub customer_id: String,
+}
+
 /// What a file is good for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -13,7 +13,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use crate::{
-    asset::{AssetId, AssetKind, RegisterAsset, StorageBackend},
+    asset::{AssetId, AssetKind, Owner, RegisterAsset, StorageBackend},
     config::{Config, InvalidConfig},
     error::{AssetError, AssetErrorKind},
     proto,
@@ -69,6 +69,59 @@ impl AssetClient {
         let id = asset_id(id).map_err(|kind| AssetError::new(CALL, kind))?;
         tracing::debug!(asset.id = %id, build.id = %asset.build_id, "Registered");
         Ok(id)
+    }
+
+    /// How many virtual machines use an asset; `None` when assetmanagerd knows no such asset.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetError`]; who asks because of a deletion takes every error for "in use".
+    pub async fn reference_count(&self, owner: &Owner, id: &str) -> Result<Option<u32>, AssetError> {
+        const CALL: &str = "GetAsset";
+        let request = proto::GetAssetRequest { id: id.to_owned() };
+        let answered = self
+            .call::<_, proto::GetAssetResponse>(CALL, &owner.tenant_id, &owner.customer_id, request)
+            .await;
+        let asset = match answered {
+            Ok(answer) => answer.asset,
+            Err(AssetErrorKind::Refused { code, .. }) if code == name_of(Code::NotFound) => return Ok(None),
+            Err(kind) => return Err(AssetError::new(CALL, kind)),
+        };
+        let wrong = |reason| AssetError::new(CALL, AssetErrorKind::Protocol { reason });
+        let asset = asset.ok_or_else(|| wrong("there is no asset in the answer"))?;
+        if asset.id != id {
+            return Err(wrong("the answer is about another asset"));
+        }
+        let count = u32::try_from(asset.reference_count);
+        count
+            .map(Some)
+            .map_err(|_| wrong("the asset's reference count is negative"))
+    }
+
+    /// Makes assetmanagerd forget an asset that nobody uses. `Ok` also when there is no such asset, so that the call can
+    /// be repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetErrorKind::InUse`] when a virtual machine uses it, any other kind when it is not known whether it is
+    /// forgotten.
+    pub async fn delete(&self, owner: &Owner, id: &str) -> Result<(), AssetError> {
+        const CALL: &str = "DeleteAsset";
+        let request = proto::DeleteAssetRequest {
+            id: id.to_owned(),
+            force: false,
+        };
+        let answered = self
+            .call::<_, proto::DeleteAssetResponse>(CALL, &owner.tenant_id, &owner.customer_id, request)
+            .await;
+        match answered {
+            Ok(proto::DeleteAssetResponse {}) => Ok(()),
+            Err(AssetErrorKind::Refused { code, .. }) if code == name_of(Code::NotFound) => Ok(()),
+            Err(AssetErrorKind::Refused { code, message }) if code == name_of(Code::FailedPrecondition) => {
+                Err(AssetError::new(CALL, AssetErrorKind::InUse { message }))
+            }
+            Err(kind) => Err(AssetError::new(CALL, kind)),
+        }
     }
 
     async fn call<M, R>(

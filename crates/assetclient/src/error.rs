@@ -42,6 +42,12 @@ pub enum AssetErrorKind {
         /// What the server said.
         message: String,
     },
+    /// The asset cannot be deleted, because a virtual machine uses it.
+    #[error("the asset is in use: {message}")]
+    InUse {
+        /// What the server said.
+        message: String,
+    },
     /// The server will not do it, however often it is asked.
     #[error("assetmanagerd refused with {code}: {message}")]
     Refused {
@@ -89,7 +95,9 @@ impl AssetErrorKind {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Timeout { .. } | Self::Failed { .. } => true,
+            Self::Unavailable { .. } | Self::Timeout { .. } | Self::Failed { .. } | Self::InUse { .. } => {
+                true
+            }
             Self::InvalidInput { .. }
             | Self::AlreadyExists { .. }
             | Self::Refused { .. }

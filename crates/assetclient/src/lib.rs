@@ -28,13 +28,14 @@
 //!   asset and tries again while [`AssetError::is_retryable`].
 //! - An attempt that ran into the time limit may have been carried out. With a suggested id the next one then
 //!   answers [`AssetErrorKind::AlreadyExists`], and that id is the asset's.
+//! - An asset is deleted only while nobody uses it (`force` is never set), and deleting what is not there succeeds.
 //! - The service has two names in the field, which differ in nothing else: [`ServiceName`].
 //! - No type of the wire is in this interface.
 //!
 //! # Limits
 //!
-//! Only `http://`: an endpoint with `https://` is refused, not talked to in the clear. Uploading, deleting and an
-//! outbox are not here yet.
+//! Only `http://`: an endpoint with `https://` is refused, not talked to in the clear. Uploading and an outbox are not
+//! here yet.
 
 #![forbid(unsafe_code)]
 
@@ -43,7 +44,7 @@ mod client;
 mod config;
 mod error;
 
-pub use asset::{AssetId, AssetKind, FinishedImage, RegisterAsset, StorageBackend};
+pub use asset::{AssetId, AssetKind, FinishedImage, Owner, RegisterAsset, StorageBackend};
 pub use client::AssetClient;
 pub use config::{Config, InvalidConfig, ServiceName, UnknownServiceName};
 pub use error::{AssetError, AssetErrorKind};

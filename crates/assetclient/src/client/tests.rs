@@ -41,6 +41,8 @@ mod deploy {
 /// What the server answers.
 #[derive(Clone, Debug)]
 enum Answer {
+    /// There is an asset `asset-7` that so many use.
+    Count(i32),
     Id(&'static str),
     NoAsset,
     Status(Code, &'static str),
@@ -86,7 +88,9 @@ impl Fake {
                 };
                 Ok(Response::new(proto::RegisterAssetResponse { asset: Some(asset) }))
             }
-            Answer::NoAsset => Ok(Response::new(proto::RegisterAssetResponse { asset: None })),
+            Answer::NoAsset | Answer::Count(_) => {
+                Ok(Response::new(proto::RegisterAssetResponse { asset: None }))
+            }
             Answer::Status(code, message) => Err(Status::new(code, message)),
             Answer::Never => {
                 Notify::new().notified().await;
@@ -96,7 +100,44 @@ impl Fake {
     }
 }
 
-/// The same service under either name; the client calls nothing but `RegisterAsset`.
+impl Fake {
+    fn get(&self, id: &str) -> Result<Response<proto::GetAssetResponse>, Status> {
+        match self.answer {
+            Answer::Count(reference_count) if id == "asset-7" => {
+                let asset = proto::Asset {
+                    id: id.to_owned(),
+                    reference_count,
+                    ..proto::Asset::default()
+                };
+                Ok(Response::new(proto::GetAssetResponse { asset: Some(asset) }))
+            }
+            Answer::Id(id) => {
+                let asset = proto::Asset {
+                    id: id.to_owned(),
+                    ..proto::Asset::default()
+                };
+                Ok(Response::new(proto::GetAssetResponse { asset: Some(asset) }))
+            }
+            Answer::Status(code, message) => Err(Status::new(code, message)),
+            _ => Err(Status::not_found("no such asset")),
+        }
+    }
+
+    fn delete(
+        &self,
+        request: &proto::DeleteAssetRequest,
+    ) -> Result<Response<proto::DeleteAssetResponse>, Status> {
+        match self.answer {
+            _ if request.force => Err(Status::internal("never by force")),
+            Answer::Count(0) if request.id == "asset-7" => Ok(Response::new(proto::DeleteAssetResponse {})),
+            Answer::Count(_) if request.id == "asset-7" => Err(Status::failed_precondition("in use")),
+            Answer::Status(code, message) => Err(Status::new(code, message)),
+            _ => Err(Status::not_found("no such asset")),
+        }
+    }
+}
+
+/// The same service under either name.
 macro_rules! serve {
     ($module:ident, $name:expr) => {
         #[tonic::async_trait]
@@ -117,16 +158,16 @@ macro_rules! serve {
 
             async fn get_asset(
                 &self,
-                _: Request<proto::GetAssetRequest>,
+                request: Request<proto::GetAssetRequest>,
             ) -> Result<Response<proto::GetAssetResponse>, Status> {
-                Err(Status::unimplemented("not called"))
+                self.get(&request.into_inner().id)
             }
 
             async fn delete_asset(
                 &self,
-                _: Request<proto::DeleteAssetRequest>,
+                request: Request<proto::DeleteAssetRequest>,
             ) -> Result<Response<proto::DeleteAssetResponse>, Status> {
-                Err(Status::unimplemented("not called"))
+                self.delete(&request.into_inner())
             }
         }
     };
@@ -388,4 +429,51 @@ async fn what_cannot_be_sent_is_refused_before_the_call() {
         assert!(!error.is_retryable());
     }
     assert!(seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_asset_in_use_is_told_from_one_that_is_not_and_from_one_that_is_not_there() {
+    let owner = Owner {
+        tenant_id: "acme".into(),
+        customer_id: String::new(),
+    };
+    for (count, id, expected, deleted) in [
+        (0, "asset-7", Some(0), true),
+        (3, "asset-7", Some(3), false),
+        (3, "asset-8", None, true),
+    ] {
+        let (address, _) = start(Answer::Count(count)).await;
+        let client = client(address);
+        assert_eq!(
+            client.reference_count(&owner, id).await.unwrap(),
+            expected,
+            "{id}"
+        );
+        match client.delete(&owner, id).await {
+            Ok(()) => assert!(deleted, "{id} with {count}"),
+            Err(error) => assert!(
+                !deleted && matches!(error.kind(), AssetErrorKind::InUse { .. }),
+                "{error:?}"
+            ),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_clear_answer_is_never_taken_for_an_unused_asset() {
+    let owner = Owner::default();
+    for answer in [
+        Answer::Count(-1),
+        Answer::Id("another"),
+        Answer::Status(Code::Unavailable, "busy"),
+        Answer::Status(Code::PermissionDenied, "not yours"),
+    ] {
+        let (address, _) = start(answer.clone()).await;
+        assert!(
+            client(address).reference_count(&owner, "asset-7").await.is_err(),
+            "{answer:?}"
+        );
+    }
+    let (address, _) = start(Answer::Status(Code::Unavailable, "busy")).await;
+    assert!(client(address).delete(&owner, "asset-7").await.is_err());
 }
