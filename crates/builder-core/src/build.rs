@@ -1,6 +1,12 @@
 //! A build as the service knows it.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -25,6 +31,21 @@ impl BuildId {
     #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// When the name was made, to the millisecond; `None` for one that no [`generate`](Self::generate) made.
+    #[must_use]
+    pub fn created_at(&self) -> Option<SystemTime> {
+        if self.0.get_version_num() != 7 {
+            return None;
+        }
+        let (seconds, nanoseconds) = self.0.get_timestamp()?.to_unix();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
+    }
+
+    /// The bytes of its UUID.
+    pub(crate) const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
     }
 }
 
@@ -64,7 +85,8 @@ impl From<BuildId> for String {
     }
 }
 
-/// Where a build stands. States never move backwards.
+/// Where a build stands. States never move backwards, except to `Pending` when a build is requeued after a crash or
+/// because the service shuts down.
 ///
 /// ```text
 /// Pending -> Pulling -> Extracting -> Building -> Optimizing -> Completed
@@ -177,6 +199,10 @@ pub struct BuildMetrics {
     pub disk_usage_bytes: Option<u64>,
     /// CPU milliseconds of all workers.
     pub cpu_time_ms: Option<u64>,
+    /// Bytes that the workers read from disk.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes that the workers wrote to disk.
+    pub io_write_bytes: Option<u64>,
     /// Compressed bytes that crossed the network.
     pub pulled_bytes: Option<u64>,
 }
@@ -196,7 +222,8 @@ pub struct Build {
     pub started_at: Option<SystemTime>,
     /// When it ended.
     pub completed_at: Option<SystemTime>,
-    /// Where the image is, or will be.
+    /// Where the image is, or will be: a path, or the object's URL. What it was once [`image_removed_at`](Self::image_removed_at)
+    /// is set.
     pub rootfs_path: PathBuf,
     /// Size of the image in bytes, once completed.
     pub rootfs_size_bytes: Option<u64>,
@@ -214,6 +241,8 @@ pub struct Build {
     pub current_step: String,
     /// The id under which assetmanagerd knows the image, once registered.
     pub asset_id: Option<String>,
+    /// When the image was removed to make room for others. The build and its log stay until they are due.
+    pub image_removed_at: Option<SystemTime>,
     /// Builds that are served before this one, while it waits; 0 for the next one.
     pub queue_position: Option<u32>,
 }

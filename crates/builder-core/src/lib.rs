@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod build;
 pub mod error;
 pub mod event;

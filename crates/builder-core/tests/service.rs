@@ -3,113 +3,30 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
+#[path = "common/fixture.rs"]
+mod fixture;
 #[path = "bin/serve/mod.rs"]
 #[allow(dead_code, reason = "its main function is for the process of its own")]
 mod serve;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, time::Duration};
 
 use builder_core::{
     ServiceError, StartErrorKind,
-    build::{Build, BuildId, BuildState},
-    event::{Level, LogLine},
-    request::{BuildRequest, RegistryCredentials, Secret},
+    build::{BuildId, BuildState},
+    event::Level,
+    request::BuildRequest,
     service::{Builder, BuilderConfig, Check, ListQuery},
 };
-use common::{PATIENCE, host_architecture, request, sample, worker_command};
-use futures_util::{Stream, StreamExt, future::Either};
-use tempfile::TempDir;
+use common::{PATIENCE, host_architecture, request, worker_command};
+use fixture::{Service, alice, assert_gapless, bob, lines};
+use futures_util::{StreamExt, future::Either};
 use tenant::{TenantDefaults, TenantId, Tier, TierTable};
 use test_support::{
     assetmanagerd::FakeAssetManager,
     image::{Image, Layer},
-    registry::{Misbehaviour, Registry},
 };
 use tokio::time::Instant;
-
-struct Service {
-    directory: TempDir,
-    builder: Builder,
-    registry: Arc<Registry>,
-    reference: String,
-}
-
-impl Service {
-    async fn start() -> Self {
-        Self::start_with(|_| ()).await
-    }
-
-    async fn start_with(change: impl FnOnce(&mut BuilderConfig)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut config = serve::config(directory.path(), worker_command("worker"));
-        change(&mut config);
-        let builder = Builder::start(config).await.unwrap();
-        let registry = Registry::start().unwrap();
-        let reference = registry.publish("team/app", "1", &sample().build());
-        Self {
-            directory,
-            builder,
-            registry: Arc::new(registry),
-            reference,
-        }
-    }
-
-    async fn create(&self) -> Build {
-        self.builder.create(request(&self.reference)).await.unwrap()
-    }
-
-    async fn get(&self, id: BuildId) -> Build {
-        self.builder.get(&alice(), &id).await.unwrap()
-    }
-
-    /// Follows the log to the end of the build.
-    async fn ended(&self, id: BuildId) -> Build {
-        lines(self.builder.logs(alice(), id, 0, true)).await.unwrap();
-        self.get(id).await
-    }
-
-    /// From now on every layer stalls.
-    fn stall(&self) {
-        self.registry.misbehave("/blobs/", Misbehaviour::Hang);
-    }
-
-    async fn stalled(&self) {
-        let registry = Arc::clone(&self.registry);
-        let stalls = tokio::task::spawn_blocking(move || registry.wait_for_stalled(1, PATIENCE));
-        assert!(stalls.await.unwrap());
-    }
-
-    fn let_go(&self) {
-        self.registry.behave();
-        self.registry.release();
-    }
-}
-
-fn alice() -> TenantId {
-    "alice".parse().unwrap()
-}
-
-fn bob() -> TenantId {
-    "bob".parse().unwrap()
-}
-
-async fn lines(
-    stream: impl Stream<Item = Result<LogLine, ServiceError>>,
-) -> Result<Vec<LogLine>, ServiceError> {
-    let stream = std::pin::pin!(stream);
-    let collect = stream.collect::<Vec<_>>();
-    let items = tokio::time::timeout(PATIENCE, collect)
-        .await
-        .expect("the stream ends with the build");
-    items.into_iter().collect()
-}
-
-#[track_caller]
-fn assert_gapless(lines: &[LogLine], from: u64) {
-    let sequences: Vec<u64> = lines.iter().map(|line| line.sequence).collect();
-    let expected: Vec<u64> = (from..from + lines.len() as u64).collect();
-    assert_eq!(sequences, expected);
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_is_accepted_run_and_kept() {
@@ -541,103 +458,6 @@ async fn a_build_completes_without_assetmanagerd_and_says_so() {
         "The image is not registered with assetmanagerd: it is not available"
     );
     assert_gapless(&log, 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_ends_what_runs_and_keeps_what_waits() {
-    let service = Service::start().await;
-    service.stall();
-    let running = service.create().await.id;
-    service.stalled().await;
-    let waiting = service.create().await.id;
-    let follower = tokio::spawn(lines(service.builder.logs(alice(), waiting, 0, true)));
-
-    let started = Instant::now();
-    service.builder.shutdown(Duration::from_millis(100)).await;
-    assert!(
-        started.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        started.elapsed()
-    );
-    let ended = service.get(running).await;
-    assert_eq!(ended.state, BuildState::Failed);
-    assert!(ended.error_message.unwrap().contains("shut down"));
-    assert_eq!(service.get(waiting).await.state, BuildState::Pending);
-    assert!(matches!(
-        follower.await.unwrap(),
-        Err(ServiceError::Unavailable(_))
-    ));
-    let refused = service
-        .builder
-        .create(request(&service.reference))
-        .await
-        .unwrap_err();
-    assert!(matches!(refused, ServiceError::Unavailable(_)), "{refused}");
-    assert!(service.builder.health().await.draining);
-
-    // The next start takes it up.
-    service.let_go();
-    let Service {
-        directory,
-        builder,
-        registry: _registry,
-        ..
-    } = service;
-    drop(builder);
-    let builder = restart(&directory).await;
-    lines(builder.logs(alice(), waiting, 0, true)).await.unwrap();
-    assert_eq!(
-        builder.get(&alice(), &waiting).await.unwrap().state,
-        BuildState::Completed
-    );
-}
-
-/// Starts the service again, as soon as the last handle of the one before is gone.
-async fn restart(directory: &TempDir) -> Builder {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match Builder::start(serve::config(directory.path(), worker_command("worker"))).await {
-            Ok(builder) => return builder,
-            Err(error) if Instant::now() > deadline => panic!("{error}"),
-            Err(_) => tokio::task::yield_now().await,
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_waiting_build_with_credentials_ends_with_the_restart() {
-    let service = Service::start().await;
-    service.stall();
-    service.create().await;
-    service.stalled().await;
-    let mut with_credentials = request(&service.reference);
-    with_credentials.source.credentials = Some(RegistryCredentials {
-        username: "robot".to_owned(),
-        password: Secret::new("hunter2-secret".to_owned()),
-        ..RegistryCredentials::default()
-    });
-    let build = service.builder.create(with_credentials).await.unwrap();
-    assert_eq!(build.request.source.credentials, None);
-    service.builder.shutdown(Duration::ZERO).await;
-    let Service {
-        directory,
-        builder,
-        registry: _registry,
-        ..
-    } = service;
-    drop(builder);
-    let builder = restart(&directory).await;
-    let ended = builder.get(&alice(), &build.id).await.unwrap();
-    assert_eq!(ended.state, BuildState::Failed);
-    assert_eq!(
-        ended.error_message.as_deref(),
-        Some("credentials are not kept over a restart; submit again")
-    );
-    for file in common::files_below(directory.path()) {
-        let text = fs::read(&file).unwrap();
-        let found = text.windows(14).any(|window| window == b"hunter2-secret");
-        assert!(!found, "{} holds a password", file.display());
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

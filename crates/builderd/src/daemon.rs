@@ -156,6 +156,8 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
         layers_in_parallel: LAYERS_IN_PARALLEL,
         tenants: tiers(config)?,
         asset_manager: config.asset_manager.clone(),
+        storage_max_bytes: Some(config.storage_max_bytes),
+        cleanup_interval: config.cleanup_interval,
     })
 }
 
@@ -221,7 +223,7 @@ fn tiers(config: &Config) -> Result<TierTable, DaemonError> {
         build_timeout: Some(config.build_timeout),
         concurrent_builds: u32::try_from(config.max_concurrent_builds).ok(),
         image_bytes: Some(config.max_image_bytes),
-        storage_bytes: None,
+        storage_bytes: Some(config.storage_max_bytes),
     };
     let (table, cuts) = table.capped(&caps);
     for cut in cuts {

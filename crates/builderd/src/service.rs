@@ -12,7 +12,7 @@ use tracing::Span;
 use crate::{
     convert::{self, FieldPath},
     proto::{self, builder_service_server::BuilderService},
-    status::{from_field_error, from_service_error, method_unimplemented, with_info},
+    status::{from_field_error, from_service_error, with_info},
 };
 
 /// Log lines that GetBuild shows; StreamBuildLogs has all of them.
@@ -166,12 +166,13 @@ impl BuilderService for Service {
         request: Request<proto::DeleteBuildRequest>,
     ) -> Result<Response<proto::DeleteBuildResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
-        convert::build_id(&message.build_id).map_err(from_field_error)?;
-        Err(method_unimplemented(
-            "DeleteBuild",
-            "builds and their images are kept",
-        ))
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        self.builder
+            .delete(&tenant, &id, message.force)
+            .await
+            .map_err(from_service_error)?;
+        Ok(Response::new(proto::DeleteBuildResponse { success: true }))
     }
 
     type StreamBuildLogsStream = LogStream;
@@ -214,11 +215,9 @@ impl BuilderService for Service {
         request: Request<proto::GetTenantQuotasRequest>,
     ) -> Result<Response<proto::GetTenantQuotasResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
-        Err(method_unimplemented(
-            "GetTenantQuotas",
-            "tenants have no quotas yet",
-        ))
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let quotas = self.builder.quotas(&tenant).await.map_err(from_service_error)?;
+        Ok(Response::new(convert::tenant_quotas(quotas)))
     }
 
     async fn get_build_stats(
@@ -226,11 +225,14 @@ impl BuilderService for Service {
         request: Request<proto::GetBuildStatsRequest>,
     ) -> Result<Response<proto::GetBuildStatsResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
-        Err(method_unimplemented(
-            "GetBuildStats",
-            "no statistics are kept yet",
-        ))
+        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let window = convert::stats_window(message.start_time, message.end_time).map_err(from_field_error)?;
+        let stats = self
+            .builder
+            .stats(&tenant, window)
+            .await
+            .map_err(from_service_error)?;
+        Ok(Response::new(convert::build_stats(stats)))
     }
 }
 

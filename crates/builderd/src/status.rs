@@ -111,17 +111,6 @@ pub fn from_service_error(error: ServiceError) -> Status {
     }
 }
 
-/// The status for a method that is defined and not there yet.
-#[must_use]
-pub fn method_unimplemented(method: &str, reason: &str) -> Status {
-    with_info(
-        Code::Unimplemented,
-        &format!("{method} is not implemented yet: {reason}"),
-        "NOT_IMPLEMENTED",
-        [("method", method.to_owned())],
-    )
-}
-
 /// A status with an [`ErrorInfo`].
 #[must_use]
 pub fn with_info<const N: usize>(

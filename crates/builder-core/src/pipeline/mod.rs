@@ -346,6 +346,7 @@ async fn build(
         disk_usage_bytes: Some(written.allocated_bytes),
         cpu_time_ms: Some(milliseconds(usage.cpu_time)),
         pulled_bytes: Some(work.sums.pulled_bytes.load(Ordering::Relaxed)),
+        ..BuildMetrics::default()
     };
     let message = format!(
         "Published the image: {} bytes, {} on disk, SHA-256 {checksum}",

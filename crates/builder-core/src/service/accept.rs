@@ -1,10 +1,10 @@
 //! How a build comes into the service, and how it is taken out again.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use tenant::{TenantId, TenantRecord};
 
-use super::{Inner, PATIENCE, internal, live::EndReason, queue::Waiting, run, validate};
+use super::{Inner, PATIENCE, database_failed, live::EndReason, queue::Waiting, run, unstorable, validate};
 use crate::{
     build::{Build, BuildId, BuildState},
     error::ServiceError,
@@ -15,6 +15,16 @@ use crate::{
 
 pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
     let checked = validate::request(&request)?;
+    if inner.unstored.load(Ordering::Relaxed) > 0 {
+        return Err(unstorable());
+    }
+    if inner.storage_full.load(Ordering::Relaxed) {
+        let limit = inner.config.storage_max_bytes.unwrap_or(0);
+        return Err(ServiceError::ResourceExhausted(format!(
+            "storage: the images of all tenants take the {limit} bytes that this service keeps, and none can be \
+             removed; builds that are deleted free theirs"
+        )));
+    }
     inner.lock_queue().reserve(inner.config.max_queued_builds)?;
 
     let id = BuildId::generate();
@@ -29,7 +39,7 @@ pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<B
         id,
         request: request.clone(),
         created_at: store::now(),
-        rootfs_path: inner.image_path(&request.tenant.tenant_id, id),
+        rootfs_path: inner.image_location(&request.tenant.tenant_id, id),
         lines: vec![line],
     };
     let tiers = inner.config.tenants.clone();
@@ -42,7 +52,7 @@ pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<B
             inner.live.remove(id);
             return Err(match error {
                 StoreError::Refused(refusal) => *refusal,
-                error => internal(error),
+                error => database_failed(error),
             });
         }
     };

@@ -13,7 +13,12 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{Inner, internal};
-use crate::{build::BuildId, error::ServiceError, event::LogLine, store::lines_after};
+use crate::{
+    build::BuildId,
+    error::ServiceError,
+    event::LogLine,
+    store::{has_ended, lines_after},
+};
 
 /// Lines that are read from the database at once.
 const PAGE_LINES: usize = 256;
@@ -68,6 +73,8 @@ enum Step {
     LastReplay,
     /// Lines come as they are written.
     Follow,
+    /// The build is no longer live here and has not ended: it was requeued, and goes on after the restart.
+    Interrupted,
     /// Nothing more comes.
     Done,
 }
@@ -83,6 +90,7 @@ impl Follower {
                 Step::Open => self.open().await,
                 Step::Replay | Step::LastReplay => self.replay().await,
                 Step::Follow => self.follow().await,
+                Step::Interrupted => Err(interrupted()),
                 Step::Done => return None,
             };
             if let Err(error) = went_on {
@@ -111,14 +119,21 @@ impl Follower {
 
     async fn replay(&mut self) -> Result<(), ServiceError> {
         let (id, next) = (self.id, self.next);
-        let lines = self
+        let (lines, has_ended) = self
             .inner
             .store
-            .read(move |connection| lines_after(connection, id, next, PAGE_LINES))
+            .read(move |connection| {
+                let snapshot = connection.unchecked_transaction()?;
+                let lines = lines_after(&snapshot, id, next, PAGE_LINES)?;
+                Ok((lines, has_ended(&snapshot, id)?))
+            })
             .await
             .map_err(internal)?;
+        // Deleted under the reader: the end of the stream must not look like the end of the log.
+        let has_ended = has_ended.ok_or(ServiceError::NotFound)?;
         if lines.len() < PAGE_LINES {
             self.step = match self.step {
+                Step::LastReplay if self.follow && !has_ended => Step::Interrupted,
                 Step::LastReplay => Step::Done,
                 _ => Step::Follow,
             };
@@ -136,9 +151,7 @@ impl Follower {
             biased;
             () = live.ended.cancelled() => self.step = Step::LastReplay,
             () = self.inner.stopped.cancelled() => {
-                return Err(ServiceError::Unavailable(
-                    "the service is shutting down: follow again from the next sequence number".to_owned(),
-                ));
+                return Err(interrupted());
             }
             line = live.lines.recv() => match line {
                 Ok(line) if line.sequence == self.next => self.buffer.push_back(line),
@@ -150,4 +163,10 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+fn interrupted() -> ServiceError {
+    ServiceError::Unavailable(
+        "the service is shutting down: follow again from the next sequence number".to_owned(),
+    )
 }

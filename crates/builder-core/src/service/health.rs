@@ -1,6 +1,6 @@
 //! Whether the service can build.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 
 use super::{Inner, usable};
 use crate::store::StoreError;
@@ -45,18 +45,20 @@ pub(super) async fn check(inner: &Inner) -> Health {
         .await
     };
     let database = within_time(async {
-        // The writer's turn: it answers only when it is not stuck, and may write.
-        let written = inner.store.write(|transaction| {
-            transaction.execute("UPDATE builds SET attempts = attempts WHERE ordinal = -1", [])?;
-            Ok(())
-        });
+        // The writer's turn: it answers only when it is not stuck, and its change reaches the disk.
+        let written = inner.store.pulse();
         let read = inner
             .store
             .read(|connection| Ok(connection.query_row("SELECT 1", [], |_| Ok(()))?));
         let result: Result<((), ()), StoreError> = futures_util::future::try_join(written, read).await;
         result.map(drop).map_err(|error| error.to_string())
     });
-    let (storage, database) = futures_util::future::join(storage, database).await;
+    let (storage, mut database) = futures_util::future::join(storage, database).await;
+    let unstored = inner.unstored.load(Ordering::Relaxed);
+    if unstored > 0 && database == Check::Healthy {
+        // A small change may fit where the end of a build does not.
+        database = Check::Unhealthy(format!("{unstored} builds wait for their state to be stored"));
+    }
     Health {
         storage,
         database,

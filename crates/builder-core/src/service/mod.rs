@@ -10,23 +10,32 @@
 //!
 //! After a crash, [`Builder::start`] finds the builds that had not ended. One that needs no credentials starts over, up to
 //! three times; one that does ends with a reason, because credentials are never stored. What it left in the output
-//! directory is removed.
+//! directory is removed. A shutdown does the same in good order: what cannot end in time is requeued.
+//!
+//! A build that is deleted leaves a tombstone, so that what was counted stays counted. Builds are removed too when their
+//! time is over, and images when room is needed.
 
 mod accept;
+mod cleanup;
 mod follow;
 mod health;
 mod live;
 mod queue;
 mod recover;
 mod register;
+mod removal;
 mod run;
+mod usage;
 mod validate;
 
 use std::{
     ffi::OsString,
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -36,12 +45,18 @@ use tenant::{TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-pub use self::health::{Check, Health};
+pub use self::{
+    health::{Check, Health},
+    usage::{BuildStats, QuotaViolation, StatsWindow, TenantQuotas},
+};
 use self::{
     live::{EndReason, LiveBuilds},
     queue::{Queue, Waiting},
+    removal::RemovalLocks,
 };
+pub use crate::store::TenantUsage;
 use crate::{
+    artifact::{ArtifactKey, ArtifactStore, LocalStore},
     build::{Build, BuildId, BuildState},
     error::{ServiceError, StartError, StartErrorKind},
     event::LogLine,
@@ -56,6 +71,10 @@ use crate::{
 /// Builds on a page when the query does not say, and at most.
 const DEFAULT_PAGE_SIZE: u32 = 50;
 const MAX_PAGE_SIZE: u32 = 200;
+
+/// How long builds that a shutdown ends may take to clear up behind themselves. Taken from the end of the shutdown's
+/// time, of which at least two thirds are for builds to finish.
+const CLEARING_UP: Duration = Duration::from_secs(5);
 
 /// How long an ended worker may take to be gone before a caller is told that something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,6 +118,11 @@ pub struct BuilderConfig {
     pub tenants: TierTable,
     /// Where finished images are registered; `None` for nowhere.
     pub asset_manager: Option<assetclient::Config>,
+    /// Bytes that all finished images may take; `None` for no limit (STORAGE_MAX_SIZE_GB). Beyond, the images that were
+    /// not read for the longest time go, but none that a virtual machine uses.
+    pub storage_max_bytes: Option<u64>,
+    /// How often is removed what is due (CLEANUP_INTERVAL). For how long builds are kept is a matter of their tenant's tier.
+    pub cleanup_interval: Duration,
 }
 
 /// Which builds [`Builder::list`] lists.
@@ -145,7 +169,15 @@ struct Inner {
     /// With the limits of the machine; each build's own are cut from them.
     pipeline: PipelineConfig,
     store: Store,
+    artifacts: Arc<dyn ArtifactStore>,
     assets: Option<AssetClient>,
+    removals: RemovalLocks,
+    /// Images were added or removed.
+    make_room: Arc<Notify>,
+    /// The images take more room than they may, and none can be removed.
+    storage_full: AtomicBool,
+    /// Builds whose beginning or end the database does not take.
+    unstored: AtomicUsize,
     live: LiveBuilds,
     queue: Mutex<Queue>,
     /// A slot became free.
@@ -173,7 +205,13 @@ impl Builder {
         })?;
         // After the database: who has its lock is alone, so that what a sweep finds is nobody's any more.
         let pipeline = prepare(&config)?;
+        let artifacts = Arc::new(LocalStore::new(config.output_directory.clone()));
         let inner = Arc::new(Inner {
+            artifacts,
+            removals: RemovalLocks::default(),
+            make_room: Arc::new(Notify::new()),
+            storage_full: AtomicBool::new(false),
+            unstored: AtomicUsize::new(0),
             queue: Mutex::new(Queue::new(config.max_concurrent_builds.max(1))),
             config,
             pipeline,
@@ -184,6 +222,7 @@ impl Builder {
             stopped: CancellationToken::new(),
         });
         recover::recover(&inner).await?;
+        tokio::spawn(cleanup::run(Arc::downgrade(&inner)));
         Inner::dispatch(&inner);
         Ok(Self { inner })
     }
@@ -249,6 +288,33 @@ impl Builder {
         detached(accept::cancel(Arc::clone(&self.inner), tenant.clone(), *id)).await
     }
 
+    /// Removes a build that has ended: its image, its metadata, its asset, its log. What is counted stays counted. With
+    /// `force` a build that has not ended is cancelled first. Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` (also when it is gone already), `PermissionDenied` for another tenant's, `FailedPrecondition` when it has
+    /// not ended, or when a virtual machine uses its image or that is not known; the latter also with `force`.
+    pub async fn delete(&self, tenant: &TenantId, id: &BuildId, force: bool) -> Result<(), ServiceError> {
+        let inner = Arc::clone(&self.inner);
+        detached(removal::delete(inner, tenant.clone(), *id, force)).await
+    }
+
+    /// What a tenant may use and what it uses. A tenant that was never seen has the limits of the default tier.
+    ///
+    /// # Errors
+    /// `Internal` when the database fails.
+    pub async fn quotas(&self, tenant: &TenantId) -> Result<TenantQuotas, ServiceError> {
+        usage::quotas(&self.inner, tenant.clone()).await
+    }
+
+    /// The tenant's builds of a window of time in figures.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a window that ends before it begins.
+    pub async fn stats(&self, tenant: &TenantId, window: StatsWindow) -> Result<BuildStats, ServiceError> {
+        usage::stats(&self.inner, tenant.clone(), window).await
+    }
+
     /// The log of a build, from `from_sequence` on (0 and 1 both mean the first line).
     ///
     /// Lines come from the database first, then, with `follow`, as they are written: without a gap, without a repeat,
@@ -270,15 +336,21 @@ impl Builder {
         health::check(&self.inner).await
     }
 
-    /// Refuses new builds, lets running ones finish for `grace`, then ends them with a reason; answers when nothing
-    /// runs any more. Waiting builds stay in the database and are taken up at the next start.
+    /// Refuses new builds and lets running ones finish; those that do not end in time are requeued, or ended with a
+    /// reason where they had credentials, which are not kept. Answers when nothing runs any more, after `grace` at the
+    /// latest, or 5 seconds where that is less: builds that were ended need a moment to clear up. Waiting builds stay in
+    /// the database and are taken up at the next start.
     pub async fn shutdown(&self, grace: Duration) {
-        self.inner.lock_queue().drain();
         let inner = &self.inner;
-        if tokio::time::timeout(grace, inner.idle()).await.is_err() {
+        inner.lock_queue().drain();
+        let clearing_up = CLEARING_UP.min(grace / 3);
+        if tokio::time::timeout(grace.saturating_sub(clearing_up), inner.idle())
+            .await
+            .is_err()
+        {
             inner.live.end_all(EndReason::Shutdown);
-            if tokio::time::timeout(PATIENCE, inner.idle()).await.is_err() {
-                tracing::warn!("Builds are still running after the shutdown");
+            if tokio::time::timeout(CLEARING_UP, inner.idle()).await.is_err() {
+                tracing::warn!("Builds are still running after the shutdown: the next start takes them up");
             }
         }
         inner.stopped.cancel();
@@ -286,12 +358,12 @@ impl Builder {
 }
 
 impl Inner {
-    /// Where the image of a build is, or will be.
-    fn image_path(&self, tenant: &TenantId, id: BuildId) -> PathBuf {
-        self.config
-            .output_directory
-            .join(tenant.as_str())
-            .join(format!("{id}.ext4"))
+    /// Where clients find the image of a build, or will.
+    fn image_location(&self, tenant: &TenantId, id: BuildId) -> PathBuf {
+        self.artifacts.location(&ArtifactKey {
+            tenant: tenant.clone(),
+            build: id,
+        })
     }
 
     async fn find(&self, tenant: &TenantId, id: BuildId) -> Result<Build, ServiceError> {
@@ -384,6 +456,21 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
 fn usable(directory: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
     tempfile::tempfile_in(directory).map(drop)
+}
+
+/// A change that the database did not take. The caller may try again; a full disk is the operator's.
+fn database_failed(error: StoreError) -> ServiceError {
+    match error {
+        StoreError::Sqlite(_) | StoreError::Stopped => {
+            tracing::error!(error = &error as &dyn std::error::Error, "The database failed");
+            unstorable()
+        }
+        error => internal(error),
+    }
+}
+
+fn unstorable() -> ServiceError {
+    ServiceError::Unavailable("the database takes no changes at the moment: try again later".to_owned())
 }
 
 /// An error that only the operator can do something about.

@@ -2,13 +2,16 @@
 
 use std::{fs, io, path::Path, sync::Arc};
 
-use super::{Inner, Waiting};
+use super::{
+    Inner, Waiting,
+    cleanup::{self, Orphans},
+    run::CREDENTIALS_LOST,
+};
 use crate::{
-    build::{Build, BuildState},
+    build::BuildState,
     error::{StartError, StartErrorKind},
     event::{Component, Level},
-    pipeline::{UNFINISHED_MARK, metadata_path},
-    store::{self, BuildChange, NewLine, StoreError},
+    store::{self, BuildChange, NewLine, Requeued, StoreError},
 };
 
 /// So often a build is begun: one that takes the service down with it each time must not do so for ever.
@@ -24,12 +27,14 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
         .with_source(error)
     };
     sweep_staging(&inner.pipeline.staging_directory);
+    cleanup::sweep(inner, Orphans::Remove).await.map_err(failed)?;
     for stored in inner.store.unfinished().await.map_err(failed)? {
         let build = stored.build;
-        sweep(&build);
+        // Unfinished files, and an image that was published in the last moment, which is made again.
+        inner.remove_files(&Inner::key(&build)).await;
         let was_running = build.state != BuildState::Pending || build.started_at.is_some();
         let reason = if stored.needs_credentials {
-            Some("credentials are not kept over a restart; submit again".to_owned())
+            Some(CREDENTIALS_LOST.to_owned())
         } else if was_running && stored.attempts >= MAX_ATTEMPTS {
             Some(format!(
                 "internal error: the service ended {MAX_ATTEMPTS} times while this build was running"
@@ -58,7 +63,11 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
                 Component::Builder,
                 "The service was restarted while this build was running: it starts over",
             );
-            inner.store.requeue(build.id, line).await.map_err(failed)?;
+            inner
+                .store
+                .requeue(build.id, line, Requeued::Crash)
+                .await
+                .map_err(failed)?;
         }
         let live = inner.live.insert(build.id);
         inner.lock_queue().push(Waiting {
@@ -68,31 +77,6 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
         });
     }
     Ok(())
-}
-
-/// Removes what a build that has not ended has in the output directory: unfinished files, and an image that was
-/// published in the last moment, which is made again.
-fn sweep(build: &Build) {
-    let (Some(directory), Some(name)) = (build.rootfs_path.parent(), build.rootfs_path.file_name()) else {
-        return;
-    };
-    let metadata = metadata_path(&build.rootfs_path);
-    let metadata_name = metadata.file_name().unwrap_or_default();
-    let unfinished =
-        [name, metadata_name].map(|name| format!(".{}{UNFINISHED_MARK}", name.to_string_lossy()));
-    let Ok(entries) = fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let entry_name = entry.file_name();
-        let text = entry_name.to_string_lossy();
-        if entry_name == name
-            || entry_name == metadata_name
-            || unfinished.iter().any(|prefix| text.starts_with(prefix.as_str()))
-        {
-            remove(&entry.path(), |path| fs::remove_file(path));
-        }
-    }
 }
 
 /// Nobody stages anything while the service is not running.

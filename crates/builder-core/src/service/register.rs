@@ -4,10 +4,10 @@
 //! same and the build completes: the log says that it is not registered, and why. An outbox that tries again, also
 //! over a restart, comes later.
 
-use assetclient::{AssetClient, AssetErrorKind, FinishedImage, RegisterAsset, StorageBackend};
+use assetclient::{AssetClient, AssetErrorKind, FinishedImage, RegisterAsset};
 
 use crate::{
-    build::BuildId,
+    artifact::{ArtifactKey, ArtifactStore},
     event::{Component, Level},
     pipeline::Outcome,
     request::BuildRequest,
@@ -22,7 +22,8 @@ pub(super) struct Registration {
 
 pub(super) async fn register(
     client: &AssetClient,
-    id: BuildId,
+    artifacts: &dyn ArtifactStore,
+    key: &ArtifactKey,
     request: &BuildRequest,
     outcome: &Outcome,
 ) -> Registration {
@@ -30,11 +31,11 @@ pub(super) async fn register(
     let asset = RegisterAsset::of_image(FinishedImage {
         tenant_id: tenant.tenant_id.to_string(),
         customer_id: tenant.customer_id.clone(),
-        build_id: id.to_string(),
+        build_id: key.build.to_string(),
         name: request.build_name.clone(),
         source_image: request.source.image_uri.clone(),
-        backend: StorageBackend::Local,
-        location: format!("{}/{id}.ext4", tenant.tenant_id),
+        backend: artifacts.backend(),
+        location: artifacts.relative_location(key),
         size_bytes: outcome.size_bytes,
         checksum: outcome.checksum.clone(),
         suggested_id: request.suggested_asset_id.clone(),
@@ -49,7 +50,7 @@ pub(super) async fn register(
             asset_id: Some(asset_id.to_string()),
         },
         Err(error) => {
-            tracing::warn!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to register an image");
+            tracing::warn!(build.id = %key.build, error = &error as &dyn std::error::Error, "Failed to register an image");
             let reason = reason(error.kind());
             let message = format!("The image is not registered with assetmanagerd: {reason}");
             Registration {

@@ -1,8 +1,15 @@
 //! One build of the service: the pipeline, and beside it the recorder that stores what it tells.
 
-use std::{os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Inner,
@@ -12,12 +19,13 @@ use super::{
     validate,
 };
 use crate::{
+    artifact::{ArtifactError, ArtifactKey, Published, StagedImage},
     build::{BuildId, BuildState},
     error::{BuildError, BuildErrorKind},
-    event::{self, Component, Event, Level},
+    event::{self, Component, Event, EventSender, Level, LogLine},
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
     request::BuildRequest,
-    store::{self, BuildChange, Finished, NewLine, StoreError},
+    store::{self, BuildChange, Finished, NewLine, Requeued, StoreError},
 };
 
 /// Events on their way from the pipeline to the recorder, and in one transaction.
@@ -26,66 +34,154 @@ const EVENTS: usize = 256;
 /// Figures alone are not stored more often than this; who asks gets them fresh from memory.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often the end of a build is tried to be stored, and the pause in between.
-const END_ATTEMPTS: u32 = 10;
-const END_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses between attempts to store what has to be stored: a disk that is full now may not be in a moment.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// An image that is in place, and what assetmanagerd said to it.
-type Published = (Outcome, Option<Registration>);
+/// Attempts where it is not the disk's fault and another one may well fail the same way.
+const ATTEMPTS: u32 = 5;
+
+/// Lines that wait for a database that does not take them; beyond, the latest are left out.
+const MAX_PENDING_LINES: usize = 1_000;
+
+/// Why a build that had credentials does not survive a restart.
+pub(super) const CREDENTIALS_LOST: &str = "credentials are not kept over a restart; submit again";
+
+/// An image that is in place, what it takes there, and what assetmanagerd said to it.
+type Placed = (Outcome, Published, Option<Registration>);
+
+/// How a build ended here.
+enum Ending {
+    /// For good.
+    Ended(Box<BuildChange>),
+    /// It starts over with the next start of the service.
+    Requeued(NewLine),
+}
 
 /// Runs a build from its turn to its end.
 pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
     let Waiting { id, request, live } = waiting;
-    let begun = BuildChange {
-        started_at: Some(store::now()),
-        lines: vec![NewLine::new(Level::Info, Component::Builder, "The build begins")],
-        ..BuildChange::default()
-    };
-    match inner.store.change(id, begun).await {
-        Ok(lines) => live.broadcast(lines),
-        Err(StoreError::Ended | StoreError::NoSuchBuild) => {
-            inner.live.remove(id);
+    let had_credentials = request.source.credentials.is_some();
+    let tenant = request.tenant.tenant_id.clone();
+    match begin(inner, id, &live).await {
+        Begun::Yes => {}
+        Begun::Cancelled => {
+            end_waiting(inner, id, &live, EndReason::ByRequest).await;
             return;
         }
-        // The build is not begun without its row saying so; it stays for the next start.
-        Err(error) => {
-            tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to begin a build");
+        // Ended in the meantime, or to be taken up by the next start: its row says what it is.
+        Begun::No => {
             inner.live.remove(id);
             return;
         }
     }
     tracing::info!(build.id = %id, tenant.id = %request.tenant.tenant_id, "Build begins");
 
-    let output = inner.image_path(&request.tenant.tenant_id, id);
     let (events, received) = event::channel(EVENTS);
     let cancel = live.end_token().clone();
     let service = Arc::clone(inner);
     // A task of its own: a panic in it ends this build and nothing else.
-    let work = tokio::spawn(async move {
-        let pipeline = PipelineConfig {
-            limits: limits(&service, &request).await?,
-            ..service.pipeline.clone()
-        };
-        make_directory(&output).await?;
-        let outcome = pipeline::run(&pipeline, &request, &output, events, cancel).await?;
-        let registration = match &service.assets {
-            Some(assets) => Some(register(assets, id, &request, &outcome).await),
-            None => None,
-        };
-        Ok((outcome, registration))
-    });
-    record(inner, id, &live, received).await;
+    let work = tokio::spawn(async move { build(&service, id, &request, events, cancel).await });
+    let untold = record(inner, id, &live, received).await;
     let result = work
         .await
         .unwrap_or_else(|error| Err(BuildError::internal("run the build", error)));
-    end(inner, id, &live, result).await;
+    let mut ending = match result {
+        Ok(placed) => Ending::Ended(Box::new(completed(placed))),
+        Err(error) => {
+            let key = ArtifactKey {
+                tenant: tenant.clone(),
+                build: id,
+            };
+            inner.remove_files(&key).await;
+            given_up(inner, id, &live, &error, had_credentials)
+        }
+    };
+    if let Ending::Ended(change) = &mut ending {
+        change.lines.splice(0..0, untold);
+    }
+    end(inner, id, &live, ending).await;
+    inner.make_room.notify_one();
+}
+
+/// What came of the attempt to begin.
+enum Begun {
+    Yes,
+    No,
+    Cancelled,
+}
+
+/// Counts and dates the attempt. A build is not begun without its row saying so.
+async fn begin(inner: &Inner, id: BuildId, live: &LiveBuild) -> Begun {
+    let change = BuildChange {
+        started_at: Some(store::now()),
+        lines: vec![NewLine::new(Level::Info, Component::Builder, "The build begins")],
+        ..BuildChange::default()
+    };
+    let stored = tokio::select! {
+        stored = persist(inner, id, || inner.store.change(id, change.clone())) => stored,
+        () = live.end_token().cancelled() => {
+            return match live.end_reason() {
+                Some(EndReason::ByRequest) => Begun::Cancelled,
+                _ => Begun::No,
+            };
+        }
+    };
+    match stored {
+        Some(lines) => {
+            live.broadcast(lines);
+            Begun::Yes
+        }
+        None => Begun::No,
+    }
+}
+
+/// The work of a build: image, its place, its registration.
+async fn build(
+    inner: &Inner,
+    id: BuildId,
+    request: &BuildRequest,
+    events: EventSender,
+    cancel: CancellationToken,
+) -> Result<Placed, BuildError> {
+    let pipeline = PipelineConfig {
+        limits: limits(inner, request).await?,
+        ..inner.pipeline.clone()
+    };
+    let key = ArtifactKey {
+        tenant: request.tenant.tenant_id.clone(),
+        build: id,
+    };
+    inner.artifacts.prepare(&key).await.map_err(unwritable)?;
+    let output = inner.artifacts.staging_path(&key);
+    let outcome = pipeline::run(&pipeline, request, &output, events, cancel).await?;
+    let staged = StagedImage {
+        image: outcome.image_path.clone(),
+        metadata: outcome.metadata_path.clone(),
+        checksum: outcome.checksum.clone(),
+    };
+    let published = inner.artifacts.publish(&key, &staged).await.map_err(unwritable)?;
+    let registration = match &inner.assets {
+        Some(assets) => Some(register(assets, &*inner.artifacts, &key, request, &outcome).await),
+        None => None,
+    };
+    Ok((outcome, published, registration))
+}
+
+fn unwritable(error: ArtifactError) -> BuildError {
+    BuildError::new(
+        BuildErrorKind::OutputNotWritable,
+        format!("the output directory cannot be written to: {error}"),
+    )
+    .with_cause(error)
 }
 
 /// Ends a build that was taken out of the queue.
 pub(super) async fn end_waiting(inner: &Inner, id: BuildId, live: &LiveBuild, reason: EndReason) {
     live.end(reason);
     let cancelled = BuildError::new(BuildErrorKind::Cancelled, "the build was cancelled");
-    end(inner, id, live, Err(cancelled)).await;
+    let ending = given_up(inner, id, live, &cancelled, false);
+    end(inner, id, live, ending).await;
 }
 
 /// What one build may use: the machine's limits, lowered by those of the tenant's tier, lowered by the request. Looked
@@ -130,32 +226,19 @@ async fn limits(inner: &Inner, request: &BuildRequest) -> Result<BuildLimits, Bu
     })
 }
 
-/// The tenant's directory, closed to others: images may hold what only the tenant should see.
-async fn make_directory(image: &Path) -> Result<(), BuildError> {
-    let Some(directory) = image.parent().map(Path::to_owned) else {
-        return Ok(());
-    };
-    let make = move || {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(directory)
-    };
-    tokio::task::spawn_blocking(make)
-        .await
-        .map_err(|error| BuildError::internal("make the tenant's directory", error))?
-        .map_err(|error| {
-            let message = "the output directory cannot be written to: failed to make the tenant's directory";
-            BuildError::new(BuildErrorKind::OutputNotWritable, message).with_cause(error)
-        })
-}
-
-/// Stores what the pipeline tells, in batches, until it has nothing more to tell.
-async fn record(inner: &Inner, id: BuildId, live: &LiveBuild, mut received: mpsc::Receiver<Event>) {
+/// Stores what the pipeline tells, in batches, until it has nothing more to tell. What the database did not take is
+/// tried again with the next batch, so that a build goes on beside a database that fails, and can be cancelled; gives the
+/// lines that were not stored up to the end.
+async fn record(
+    inner: &Inner,
+    id: BuildId,
+    live: &LiveBuild,
+    mut received: mpsc::Receiver<Event>,
+) -> Vec<NewLine> {
     let mut batch = Vec::with_capacity(EVENTS);
     let mut figures_stored = Instant::now();
+    let mut change = BuildChange::default();
     while received.recv_many(&mut batch, EVENTS).await > 0 {
-        let mut change = BuildChange::default();
         for event in batch.drain(..) {
             match event {
                 Event::Log {
@@ -164,10 +247,12 @@ async fn record(inner: &Inner, id: BuildId, live: &LiveBuild, mut received: mpsc
                     message,
                     metadata,
                 } => {
-                    change.lines.push(NewLine {
-                        metadata,
-                        ..NewLine::new(level, component, message)
-                    });
+                    if change.lines.len() < MAX_PENDING_LINES {
+                        change.lines.push(NewLine {
+                            metadata,
+                            ..NewLine::new(level, component, message)
+                        });
+                    }
                 }
                 Event::State(state) => change.state = Some(state),
                 Event::Progress { percent, step } => {
@@ -183,42 +268,89 @@ async fn record(inner: &Inner, id: BuildId, live: &LiveBuild, mut received: mpsc
             continue;
         }
         figures_stored = Instant::now();
-        match inner.store.change(id, change).await {
-            Ok(lines) => live.broadcast(lines),
-            // The build goes on; its end is what has to be stored.
+        match inner.store.change(id, change.clone()).await {
+            Ok(lines) => {
+                live.broadcast(lines);
+                change = BuildChange::default();
+            }
             Err(error) => {
                 tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to store what a build tells");
             }
         }
     }
+    change.lines
 }
 
 /// Stores how a build ended, shows it to followers, and lets go of it.
-async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, result: Result<Published, BuildError>) {
-    let change = match result {
-        Ok((outcome, registration)) => completed(outcome, registration),
-        Err(error) => given_up(id, live, &error),
-    };
-    let state = change.state.map_or("", BuildState::as_str);
-    for attempt in 1..=END_ATTEMPTS {
-        match inner.store.change(id, change.clone()).await {
-            Ok(lines) => {
-                live.broadcast(lines);
-                tracing::info!(build.id = %id, build.state = state, "Build ended");
-                break;
-            }
-            Err(StoreError::Ended | StoreError::NoSuchBuild) => break,
-            // A disk that is full now may not be in a moment; otherwise the next start takes the build up.
-            Err(error) => {
-                tracing::error!(build.id = %id, attempt, error = &error as &dyn std::error::Error, "Failed to store how a build ended");
-                tokio::time::sleep(END_PAUSE).await;
-            }
+async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, ending: Ending) {
+    let (state, stored) = match ending {
+        Ending::Ended(change) => {
+            let state = change.state.map_or("", BuildState::as_str);
+            (
+                state,
+                persist(inner, id, || inner.store.change(id, (*change).clone())).await,
+            )
         }
+        Ending::Requeued(line) => {
+            let requeue = || inner.store.requeue(id, line.clone(), Requeued::Shutdown);
+            ("pending", persist(inner, id, requeue).await)
+        }
+    };
+    if let Some(lines) = stored {
+        live.broadcast(lines);
+        tracing::info!(build.id = %id, build.state = state, "Build ended");
     }
     inner.live.remove(id);
 }
 
-fn completed(outcome: Outcome, registration: Option<Registration>) -> BuildChange {
+/// Stores a change that must not be lost: again and again while the database fails, until the service has stopped; then
+/// the next start takes the build up. `None` when it was not stored.
+///
+/// Meanwhile the service is unhealthy and accepts nothing: what it cannot keep it must not promise.
+async fn persist<F>(inner: &Inner, id: BuildId, mut store: impl FnMut() -> F) -> Option<Vec<LogLine>>
+where
+    F: Future<Output = Result<Vec<LogLine>, StoreError>>,
+{
+    let mut waiting = None;
+    let mut pause = FIRST_PAUSE;
+    for attempt in 1_u32.. {
+        match store().await {
+            Ok(lines) => return Some(lines),
+            Err(StoreError::Ended | StoreError::NoSuchBuild) => return None,
+            Err(error) => {
+                tracing::error!(build.id = %id, attempt, error = &error as &dyn std::error::Error, "Failed to store the state of a build");
+                if !matches!(error, StoreError::Sqlite(_)) && attempt >= ATTEMPTS {
+                    return None;
+                }
+            }
+        }
+        waiting.get_or_insert_with(|| Unstored::new(&inner.unstored));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = inner.stopped.cancelled() => return None,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    None
+}
+
+/// Counts a build whose state waits to be stored, as long as it lives.
+struct Unstored<'a>(&'a AtomicUsize);
+
+impl<'a> Unstored<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Unstored<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn completed((outcome, published, registration): Placed) -> BuildChange {
     let message = format!("The build is complete: {} bytes", outcome.size_bytes);
     let (asset_id, line) = registration.map(|done| (done.asset_id, done.line)).unzip();
     let last = NewLine::new(Level::Info, Component::Builder, message);
@@ -228,6 +360,7 @@ fn completed(outcome: Outcome, registration: Option<Registration>) -> BuildChang
         progress: Some((100, "done".to_owned())),
         finished: Some(Finished {
             size_bytes: outcome.size_bytes,
+            stored_bytes: published.stored_bytes,
             checksum: outcome.checksum,
         }),
         image_metadata: Some(outcome.metadata),
@@ -238,14 +371,29 @@ fn completed(outcome: Outcome, registration: Option<Registration>) -> BuildChang
     }
 }
 
-fn given_up(id: BuildId, live: &LiveBuild, error: &BuildError) -> BuildChange {
-    let (state, level, message) = match (error.kind(), live.end_reason()) {
-        (BuildErrorKind::Cancelled, Some(EndReason::Shutdown)) => (
-            BuildState::Failed,
-            Level::Error,
-            "the service was shut down before the build was done; submit again".to_owned(),
-        ),
-        (BuildErrorKind::Cancelled, _) => (BuildState::Cancelled, Level::Warn, error.to_string()),
+fn given_up(
+    inner: &Inner,
+    id: BuildId,
+    live: &LiveBuild,
+    error: &BuildError,
+    had_credentials: bool,
+) -> Ending {
+    let is_shutdown = match error.kind() {
+        BuildErrorKind::Cancelled => live.end_reason() == Some(EndReason::Shutdown),
+        // Who stops a service often signals its workers along with it.
+        BuildErrorKind::Internal => inner.lock_queue().is_draining(),
+        _ => false,
+    };
+    if is_shutdown && !had_credentials {
+        return Ending::Requeued(NewLine::new(
+            Level::Warn,
+            Component::Builder,
+            "The service is shutting down: the build starts over when it is back",
+        ));
+    }
+    let (state, level, message) = match error.kind() {
+        _ if is_shutdown => (BuildState::Failed, Level::Error, CREDENTIALS_LOST.to_owned()),
+        BuildErrorKind::Cancelled => (BuildState::Cancelled, Level::Warn, error.to_string()),
         _ => (BuildState::Failed, Level::Error, error.to_string()),
     };
     if *error.kind() == BuildErrorKind::Internal {
@@ -257,12 +405,12 @@ fn given_up(id: BuildId, live: &LiveBuild, error: &BuildError) -> BuildChange {
         BuildState::Cancelled => "The build was cancelled".to_owned(),
         _ => format!("The build failed: {message}"),
     };
-    BuildChange {
+    Ending::Ended(Box::new(BuildChange {
         state: Some(state),
         completed_at: Some(store::now()),
         progress: Some((0, state.as_str().to_owned())),
         error_message: Some(message),
         lines: vec![NewLine::new(level, Component::Builder, line)],
         ..BuildChange::default()
-    }
+    }))
 }

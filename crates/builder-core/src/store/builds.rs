@@ -46,6 +46,8 @@ pub(crate) struct StoredBuild {
 #[derive(Clone, Debug)]
 pub(crate) struct Finished {
     pub(crate) size_bytes: u64,
+    /// Bytes that the image takes where it is kept.
+    pub(crate) stored_bytes: u64,
     pub(crate) checksum: String,
 }
 
@@ -67,6 +69,15 @@ pub(crate) struct BuildChange {
     pub(crate) lines: Vec<NewLine>,
 }
 
+/// Why a build is put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requeued {
+    /// The service ended while it ran: it may be the build's fault, so the attempt counts.
+    Crash,
+    /// The service shuts down: it is not the build's fault, and the attempt does not count.
+    Shutdown,
+}
+
 /// A page of a listing and how many builds there are in all.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
@@ -76,9 +87,9 @@ pub(crate) struct Listing {
     pub(crate) total: u64,
 }
 
-const COLUMNS: &str = "ordinal, id, tenant_id, state, request, needs_credentials, attempts, created_at, started_at, \
+pub(super) const COLUMNS: &str = "ordinal, id, tenant_id, state, request, needs_credentials, attempts, created_at, started_at, \
      completed_at, rootfs_path, rootfs_size_bytes, rootfs_checksum, image_metadata, metrics, error_message, \
-     progress_percent, current_step, asset_id";
+     progress_percent, current_step, asset_id, image_removed_at";
 
 impl Store {
     /// Inserts a build and its first lines, unless `admit` refuses it. `admit` sees the tenant's record, made with
@@ -131,8 +142,13 @@ impl Store {
             .await
     }
 
-    /// Puts a build that was interrupted back to the start of its life.
-    pub(crate) async fn requeue(&self, id: BuildId, line: NewLine) -> Result<(), StoreError> {
+    /// Puts a build that was interrupted back to the start of its life; gives the line with its number.
+    pub(crate) async fn requeue(
+        &self,
+        id: BuildId,
+        line: NewLine,
+        why: Requeued,
+    ) -> Result<Vec<LogLine>, StoreError> {
         self.write(move |transaction| {
             let (ordinal, state) = standing(transaction, id)?;
             if state.is_terminal() {
@@ -141,11 +157,10 @@ impl Store {
             transaction
                 .prepare_cached(
                     "UPDATE builds SET state = 'pending', started_at = NULL, progress_percent = 0,
-                     current_step = 'wait for a turn' WHERE ordinal = ?1",
+                     current_step = 'wait for a turn', attempts = MAX(0, attempts - ?2) WHERE ordinal = ?1",
                 )?
-                .execute([ordinal])?;
-            append(transaction, ordinal, vec![line], false)?;
-            Ok(())
+                .execute(params![ordinal, why == Requeued::Shutdown])?;
+            append(transaction, ordinal, vec![line], true)
         })
         .await
     }
@@ -200,12 +215,13 @@ impl Store {
             let tenant = [Value::Text(tenant.as_str().to_owned())];
 
             let total = snapshot.query_row(
-                &format!("SELECT COUNT(*) FROM builds WHERE tenant_id = ?{in_states}"),
+                &format!("SELECT COUNT(*) FROM builds WHERE tenant_id = ?{in_states} AND deleted_at IS NULL"),
                 params_from_iter(tenant.iter().chain(&states)),
                 |row| row.get(0).map(from_integer),
             )?;
             let mut statement = snapshot.prepare(&format!(
-                "SELECT {COLUMNS} FROM builds WHERE tenant_id = ?{in_states} AND ordinal < ? ORDER BY ordinal DESC LIMIT ?"
+                "SELECT {COLUMNS} FROM builds WHERE tenant_id = ?{in_states} AND deleted_at IS NULL AND ordinal < ?
+                 ORDER BY ordinal DESC LIMIT ?"
             ))?;
             let bounds = [
                 Value::Integer(before.map_or(i64::MAX, to_integer)),
@@ -240,10 +256,8 @@ fn apply(
     }
     let next = change.state.filter(|next| *next > state).unwrap_or(state);
     let (percent, step) = change.progress.unzip();
-    let finished = change
-        .finished
-        .map(|finished| (to_integer(finished.size_bytes), finished.checksum));
-    let (size_bytes, checksum) = finished.unzip();
+    let finished = change.finished.as_ref();
+    let cpu_time_ms = change.metrics.as_ref().and_then(|metrics| metrics.cpu_time_ms);
     transaction
         .prepare_cached(
             "UPDATE builds SET
@@ -258,7 +272,9 @@ fn apply(
                 image_metadata = COALESCE(?9, image_metadata),
                 metrics = COALESCE(?10, metrics),
                 error_message = COALESCE(?11, error_message),
-                asset_id = COALESCE(?12, asset_id)
+                asset_id = COALESCE(?12, asset_id),
+                stored_bytes = COALESCE(?13, stored_bytes),
+                cpu_time_ms = cpu_time_ms + COALESCE(?14, 0)
              WHERE ordinal = ?1",
         )?
         .execute(params![
@@ -268,19 +284,21 @@ fn apply(
             change.completed_at.map(to_micros),
             percent,
             step,
-            size_bytes,
-            checksum,
+            finished.map(|finished| to_integer(finished.size_bytes)),
+            finished.map(|finished| &finished.checksum),
             change.image_metadata.as_ref().map(encode),
             change.metrics.as_ref().map(encode),
             change.error_message,
             change.asset_id,
+            finished.map(|finished| to_integer(finished.stored_bytes)),
+            cpu_time_ms.map(to_integer),
         ])?;
     append(transaction, ordinal, change.lines, next.is_terminal())
 }
 
-fn standing(transaction: &Transaction<'_>, id: BuildId) -> Result<(i64, BuildState), StoreError> {
+pub(super) fn standing(transaction: &Transaction<'_>, id: BuildId) -> Result<(i64, BuildState), StoreError> {
     let (ordinal, state): (i64, String) = transaction
-        .prepare_cached("SELECT ordinal, state FROM builds WHERE id = ?1")?
+        .prepare_cached("SELECT ordinal, state FROM builds WHERE id = ?1 AND deleted_at IS NULL")?
         .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?
         .ok_or(StoreError::NoSuchBuild)?;
@@ -288,12 +306,14 @@ fn standing(transaction: &Transaction<'_>, id: BuildId) -> Result<(i64, BuildSta
 }
 
 fn find(connection: &Connection, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM builds WHERE id = ?1"))?;
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM builds WHERE id = ?1 AND deleted_at IS NULL"
+    ))?;
     let mut rows = statement.query([id.to_string()])?;
     rows.next()?.map(read).transpose()
 }
 
-fn read(row: &Row<'_>) -> Result<StoredBuild, StoreError> {
+pub(super) fn read(row: &Row<'_>) -> Result<StoredBuild, StoreError> {
     let id_text: String = row.get("id")?;
     let id: BuildId = id_text.parse().map_err(|_| StoreError::Malformed {
         build: id_text.chars().take(80).collect(),
@@ -322,6 +342,7 @@ fn read(row: &Row<'_>) -> Result<StoredBuild, StoreError> {
         progress_percent: row.get("progress_percent")?,
         current_step: row.get("current_step")?,
         asset_id: row.get("asset_id")?,
+        image_removed_at: optional_time("image_removed_at")?,
         queue_position: None,
     };
     Ok(StoredBuild {

@@ -11,7 +11,9 @@
 
 mod builds;
 mod logs;
+mod removal;
 mod schema;
+mod usage;
 mod writer;
 
 use std::{
@@ -26,8 +28,10 @@ use rusqlite::{Connection, OpenFlags, Transaction};
 use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
 
-pub(crate) use builds::{BuildChange, Finished, NewBuild};
+pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
 pub(crate) use logs::{NewLine, lines_after};
+pub(crate) use removal::{FileClaim, KeptImage, has_ended};
+pub use usage::TenantUsage;
 
 use self::writer::Writer;
 use crate::error::ServiceError;
@@ -79,6 +83,9 @@ pub(crate) enum StoreError {
     /// The build has ended; nothing about it changes any more.
     #[error("the build has ended")]
     Ended,
+    /// The build has not ended, and what was asked for needs that.
+    #[error("the build has not ended")]
+    NotEnded,
     /// A tenant's row could not be read or written.
     #[error("the tenant's record failed")]
     Tenant(#[from] tenant::RecordError),

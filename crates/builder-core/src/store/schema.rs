@@ -46,9 +46,45 @@ CREATE TABLE build_logs (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What a deleted build leaves, and what keeping and counting need.
+///
+/// A deleted build stays as a *tombstone*: `deleted_at` is set, what the tenant wrote or could read is blank, and what is
+/// counted stays (tenant, times, state, CPU time, attempts). `stored_bytes` is what the image takes while it is kept:
+/// usage is always the sum over rows, never a counter beside them. `pulse` has one row that a health check writes, so
+/// that a database that takes no writes is seen before a build is; its `born_at` tells files of this database's builds
+/// from those of another's.
+const REMOVAL_AND_USAGE: &str = "
+ALTER TABLE builds ADD COLUMN deleted_at       INTEGER;
+ALTER TABLE builds ADD COLUMN image_removed_at INTEGER;
+ALTER TABLE builds ADD COLUMN stored_bytes     INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE builds ADD COLUMN cpu_time_ms      INTEGER NOT NULL DEFAULT 0;
+UPDATE builds SET
+    cpu_time_ms = COALESCE(json_extract(metrics, '$.cpu_time_ms'), 0),
+    stored_bytes = CASE WHEN state = 'completed'
+        THEN COALESCE(json_extract(metrics, '$.disk_usage_bytes'), rootfs_size_bytes, 0) ELSE 0 END;
+CREATE INDEX builds_kept ON builds (completed_at) WHERE deleted_at IS NULL AND completed_at IS NOT NULL;
+CREATE INDEX builds_stored ON builds (tenant_id) WHERE stored_bytes > 0;
+CREATE INDEX builds_by_creation ON builds (tenant_id, created_at);
+CREATE INDEX builds_by_end ON builds (tenant_id, completed_at);
+CREATE INDEX builds_deleted ON builds (deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE TABLE pulse (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    written_at INTEGER NOT NULL,
+    born_at    INTEGER NOT NULL
+) STRICT;
+INSERT INTO pulse VALUES (1, 0, COALESCE(
+    (SELECT MIN(created_at) FROM builds),
+    CAST(unixepoch('subsec') * 1000000 AS INTEGER)));
+";
+
 /// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
-static MIGRATIONS: LazyLock<Migrations<'static>> =
-    LazyLock::new(|| Migrations::new(vec![M::up(BUILDS_AND_LOGS), M::up(tenant::migrations()[0])]));
+static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
+    Migrations::new(vec![
+        M::up(BUILDS_AND_LOGS),
+        M::up(tenant::migrations()[0]),
+        M::up(REMOVAL_AND_USAGE),
+    ])
+});
 
 pub(super) fn migrations() -> &'static Migrations<'static> {
     &MIGRATIONS

@@ -112,6 +112,7 @@ async fn a_build_survives_reopening_with_everything_but_its_credentials() {
                 progress: Some((100, "done".to_owned())),
                 finished: Some(Finished {
                     size_bytes: 4096,
+                    stored_bytes: 4096,
                     checksum: "ab".to_owned(),
                 }),
                 metrics: Some(BuildMetrics {
@@ -401,9 +402,13 @@ async fn an_interrupted_build_goes_back_to_the_start() {
         ..to(BuildState::Building)
     };
     fixture.change(interrupted, running).await;
-    fixture.store.requeue(interrupted, line("again")).await.unwrap();
+    fixture
+        .store
+        .requeue(interrupted, line("again"), Requeued::Crash)
+        .await
+        .unwrap();
     assert!(matches!(
-        fixture.store.requeue(ended, line("again")).await,
+        fixture.store.requeue(ended, line("again"), Requeued::Crash).await,
         Err(StoreError::Ended)
     ));
     let unfinished = fixture.store.unfinished().await.unwrap();

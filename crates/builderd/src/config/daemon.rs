@@ -34,6 +34,10 @@ pub struct Config {
     pub workspace_directory: PathBuf,
     /// Which writer makes the images.
     pub backend: Backend,
+    /// Bytes that all finished images may take.
+    pub storage_max_bytes: u64,
+    /// How often is removed what is due.
+    pub cleanup_interval: Duration,
     /// Whether layers are kept between builds.
     pub cache_enabled: bool,
     /// Bytes of cached layers, blobs and packs together.
@@ -118,6 +122,8 @@ impl Config {
                 "mke2fs" => Backend::Mke2fs,
                 _ => Backend::Native,
             },
+            storage_max_bytes: values.gibibytes("STORAGE_MAX_SIZE_GB"),
+            cleanup_interval: values.duration("CLEANUP_INTERVAL"),
             cache_enabled: values.flag("STORAGE_CACHE_ENABLED"),
             cache_max_bytes: values.gibibytes("STORAGE_CACHE_MAX_SIZE_GB"),
             registry_credentials: values.flag("DOCKER_REGISTRY_AUTH"),
@@ -138,6 +144,9 @@ impl Config {
                 timeout: Duration::from_secs(values.integer("TENANT_DEFAULT_TIMEOUT_SECONDS")),
                 build_time: Duration::from_secs(
                     values.integer::<u64>("TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES") * 60,
+                ),
+                retention: Duration::from_secs(
+                    values.integer::<u64>("STORAGE_RETENTION_DAYS") * 24 * 60 * 60,
                 ),
                 // The others have the values of their settings' defaults: nothing else is accepted yet.
                 ..TenantDefaults::default()

@@ -118,7 +118,6 @@ const NO_TELEMETRY: &str =
     "telemetry is not exported in this version: the log on standard error is what there is";
 const NO_AUDIT: &str = "no audit log is written in this version";
 const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
-const NO_RETENTION: &str = "nothing is removed after some time in this version";
 
 const fn works(name: &'static str, default: &'static str, form: Form, help: &'static str) -> Setting {
     Setting {
@@ -230,9 +229,18 @@ pub const SETTINGS: &[Setting] = &[
         "Where images are kept",
     )
     .partial(),
-    works("STORAGE_RETENTION_DAYS", "30", COUNT, "Days that images are kept").not_yet(NO_RETENTION),
-    works("STORAGE_MAX_SIZE_GB", "100", GIBIBYTES, "Gibibytes of images")
-        .not_yet("the size of all images is not bounded in this version"),
+    works(
+        "STORAGE_RETENTION_DAYS",
+        "30",
+        COUNT,
+        "Days that builds of the default tier are kept",
+    ),
+    works(
+        "STORAGE_MAX_SIZE_GB",
+        "100",
+        GIBIBYTES,
+        "Gibibytes that all images may take",
+    ),
     works(
         "STORAGE_CACHE_ENABLED",
         "true",
@@ -274,8 +282,7 @@ pub const SETTINGS: &[Setting] = &[
         "1h",
         DURATION,
         "How often what is due is removed",
-    )
-    .not_yet(NO_RETENTION),
+    ),
     // Registries.
     works(
         "DOCKER_REGISTRY_AUTH",

@@ -7,7 +7,9 @@
 mod field;
 mod request;
 mod response;
+mod usage;
 
 pub use field::{FieldError, FieldPath};
 pub use request::{build_id, log_start, page_size, states, tenant_id};
 pub use response::{build_job, build_state, log_line, timestamp};
+pub use usage::{build_stats, stats_window, tenant_quotas};

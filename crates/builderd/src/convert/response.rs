@@ -47,7 +47,11 @@ pub fn build_job(build: Build, build_logs: Vec<String>) -> proto::BuildJob {
         created_at: Some(timestamp(build.created_at)),
         started_at: build.started_at.map(timestamp),
         completed_at: build.completed_at.map(timestamp),
-        rootfs_path: build.rootfs_path.to_string_lossy().into_owned(),
+        // An image that was removed to make room is nowhere.
+        rootfs_path: match build.image_removed_at {
+            None => build.rootfs_path.to_string_lossy().into_owned(),
+            Some(_) => String::new(),
+        },
         rootfs_size_bytes: signed(build.rootfs_size_bytes),
         rootfs_checksum: build.rootfs_checksum.unwrap_or_default(),
         image_metadata: build.image_metadata.map(image_metadata),
@@ -208,18 +212,17 @@ fn metrics(metrics: &BuildMetrics) -> proto::BuildMetrics {
         disk_usage_bytes: signed(metrics.disk_usage_bytes),
         cpu_cores_used: small(u32::try_from(cores).ok()),
         cpu_time_ms: signed(metrics.cpu_time_ms),
-        // Not measured, which the proto says of 0.
-        io_read_bytes: 0,
-        io_write_bytes: 0,
+        io_read_bytes: signed(metrics.io_read_bytes),
+        io_write_bytes: signed(metrics.io_write_bytes),
         pulled_bytes: signed(metrics.pulled_bytes),
     }
 }
 
 /// The wire's figures are signed; none of ours comes near the end of the range.
-fn signed(value: Option<u64>) -> i64 {
+pub(super) fn signed(value: Option<u64>) -> i64 {
     i64::try_from(value.unwrap_or(0)).unwrap_or(i64::MAX)
 }
 
-fn small(value: Option<u32>) -> i32 {
+pub(super) fn small(value: Option<u32>) -> i32 {
     i32::try_from(value.unwrap_or(0)).unwrap_or(i32::MAX)
 }

@@ -77,6 +77,8 @@ pub(crate) fn config(directory: &Path, worker_command: Vec<OsString>) -> Builder
         max_compressed_bytes: None,
         layers_in_parallel: 2,
         asset_manager: None,
+        storage_max_bytes: None,
+        cleanup_interval: Duration::from_secs(3600),
         tenants: TierTable::new(Tier::Pro, &TenantDefaults::default()),
         fetch: ClientConfig::new(workspace.join("cache/blobs"))
             .with_loopback(Loopback::PlainHttp)

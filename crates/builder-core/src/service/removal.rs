@@ -1,0 +1,161 @@
+//! Taking a build away: by request, because its time is over, or only its image because room is needed.
+//!
+//! ```text
+//! ended? ─ nobody uses the asset? ─ asset forgotten ─ tombstone, log gone (one transaction) ─ files gone
+//! ```
+//!
+//! In this order a crash leaves at most files of a build that is gone, which the sweep finds; never a build that says
+//! that its image is there when it is not known to be. An image is never taken from under a running virtual machine, not
+//! even by force: an asset that somebody uses, or of which that is not known, keeps its build.
+
+use std::sync::Arc;
+
+use assetclient::{AssetErrorKind, Owner};
+use tenant::TenantId;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{Inner, PATIENCE, accept, database_failed};
+use crate::{
+    artifact::ArtifactKey,
+    build::{Build, BuildId},
+    error::ServiceError,
+    event::{Component, Level},
+    store::{NewLine, StoreError},
+};
+
+/// One removal at a time for each build; builds that share a lock wait for each other, which is harmless and rare.
+#[derive(Debug, Default)]
+pub(super) struct RemovalLocks([Mutex<()>; 32]);
+
+impl RemovalLocks {
+    pub(super) async fn lock(&self, id: BuildId) -> MutexGuard<'_, ()> {
+        let [.., last] = id.as_bytes();
+        let index = usize::from(*last) % self.0.len();
+        self.0[index].lock().await
+    }
+}
+
+/// Why an asset, and with it an image, has to stay.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StillNeeded {
+    #[error("{0} virtual machines use the image")]
+    InUse(u32),
+    #[error("a virtual machine uses the image")]
+    Used,
+    #[error("it is not known whether a virtual machine uses the image: {0}")]
+    Unknown(String),
+}
+
+pub(super) async fn delete(
+    inner: Arc<Inner>,
+    tenant: TenantId,
+    id: BuildId,
+    force: bool,
+) -> Result<(), ServiceError> {
+    let build = inner.find(&tenant, id).await?;
+    if !build.state.is_terminal() {
+        if !force {
+            let message = format!(
+                "the build has not ended, it is {}: cancel it, or delete it with force",
+                build.state.as_str()
+            );
+            return Err(ServiceError::FailedPrecondition(message));
+        }
+        match accept::cancel(Arc::clone(&inner), tenant.clone(), id).await {
+            // It may have ended by itself in the meantime.
+            Ok(_) | Err(ServiceError::FailedPrecondition(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(live) = inner.live.get(id)
+        && tokio::time::timeout(PATIENCE, live.ended()).await.is_err()
+    {
+        return Err(ServiceError::Unavailable("the build does not end".to_owned()));
+    }
+    let _removal = inner.removals.lock(id).await;
+    // Another request may have been faster; and only now the asset is known for sure.
+    let build = inner.find(&tenant, id).await?;
+    let needed = |reason: StillNeeded| ServiceError::FailedPrecondition(reason.to_string());
+    inner.release_asset(&build).await.map_err(needed)?;
+    inner.bury(&build).await.map_err(|error| match error {
+        StoreError::NoSuchBuild => ServiceError::NotFound,
+        // It was requeued because of a shutdown.
+        StoreError::NotEnded => {
+            ServiceError::Unavailable("the build has not ended: try again later".to_owned())
+        }
+        error => database_failed(error),
+    })?;
+    inner.make_room.notify_one();
+    Ok(())
+}
+
+impl Inner {
+    pub(super) fn key(build: &Build) -> ArtifactKey {
+        ArtifactKey {
+            tenant: build.request.tenant.tenant_id.clone(),
+            build: build.id,
+        }
+    }
+
+    /// Makes assetmanagerd forget the image of a build, unless somebody uses it.
+    pub(super) async fn release_asset(&self, build: &Build) -> Result<(), StillNeeded> {
+        let Some(asset_id) = &build.asset_id else {
+            return Ok(());
+        };
+        let Some(assets) = &self.assets else {
+            let reason = "it is registered as an asset, and this service is not connected to assetmanagerd";
+            return Err(StillNeeded::Unknown(reason.to_owned()));
+        };
+        let owner = Owner {
+            tenant_id: build.request.tenant.tenant_id.to_string(),
+            customer_id: build.request.tenant.customer_id.clone(),
+        };
+        let unknown = |error: &assetclient::AssetError| {
+            tracing::warn!(build.id = %build.id, error = error as &dyn std::error::Error, "No clear answer about an asset");
+            StillNeeded::Unknown("assetmanagerd gives no clear answer".to_owned())
+        };
+        match assets.reference_count(&owner, asset_id).await {
+            Ok(Some(count @ 1..)) => return Err(StillNeeded::InUse(count)),
+            Ok(Some(0)) => {}
+            // It was deleted there, or by an attempt of ours that did not get further.
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(unknown(&error)),
+        }
+        // Somebody may have acquired it in between; assetmanagerd decides.
+        assets
+            .delete(&owner, asset_id)
+            .await
+            .map_err(|error| match error.kind() {
+                AssetErrorKind::InUse { .. } => StillNeeded::Used,
+                _ => unknown(&error),
+            })
+    }
+
+    /// Leaves a tombstone of a build that has ended, and removes its files.
+    pub(super) async fn bury(&self, build: &Build) -> Result<(), StoreError> {
+        self.store.bury(build.id).await?;
+        self.remove_files(&Self::key(build)).await;
+        tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Build removed");
+        Ok(())
+    }
+
+    /// Removes the image of a build and keeps the rest.
+    pub(super) async fn evict_image(&self, build: &Build) -> Result<(), StoreError> {
+        let line = NewLine::new(
+            Level::Warn,
+            Component::Publisher,
+            "The image was removed to make room for others: build it again when it is needed",
+        );
+        self.store.forget_image(build.id, line).await?;
+        self.remove_files(&Self::key(build)).await;
+        tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Image removed to make room");
+        Ok(())
+    }
+
+    /// What cannot be removed now is found by the next sweep.
+    pub(super) async fn remove_files(&self, key: &ArtifactKey) {
+        if let Err(error) = self.artifacts.remove(key).await {
+            tracing::error!(build.id = %key.build, error = &error as &dyn std::error::Error, "Failed to remove an image");
+        }
+    }
+}
