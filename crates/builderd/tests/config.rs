@@ -234,6 +234,24 @@ fn working_variables_take_effect() {
             "2147483648",
         ),
         (
+            "STORAGE_MAX_SIZE_GB",
+            "3",
+            |config| config.storage_max_bytes.to_string(),
+            "3221225472",
+        ),
+        (
+            "STORAGE_RETENTION_DAYS",
+            "7",
+            |config| config.tenant_defaults.retention.as_secs().to_string(),
+            "604800",
+        ),
+        (
+            "CLEANUP_INTERVAL",
+            "5m",
+            |config| config.cleanup_interval.as_secs().to_string(),
+            "300",
+        ),
+        (
             "DOCKER_REGISTRY_AUTH",
             "false",
             |config| config.registry_credentials.to_string(),
