@@ -13,6 +13,26 @@ const BUILT: [&str; 2] = ["nginx", "big"];
 
 /// Builds, makes the images that `arguments` ask for, and becomes the bench. Returns only when that fails.
 pub(crate) fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
+    if arguments
+        .iter()
+        .any(|argument| matches!(*argument, "--help" | "-h"))
+    {
+        let help = [
+            "run",
+            "--quiet",
+            "--package",
+            "builderd-bench",
+            "--",
+            "run",
+            "--help",
+        ];
+        return run(&mut context.cargo(&help));
+    }
+    if !is_root() {
+        return Err("this needs root: it mounts, and so do those it is compared with".into());
+    }
+    debian::can_install()?;
+    debian::install()?;
     println!("building the release (some minutes, the first time)");
     run(&mut context.cargo(&[
         "build",
@@ -24,31 +44,21 @@ pub(crate) fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
         "builderd-bench",
         "--bins",
     ]))?;
+    for name in BUILT.into_iter().filter(|name| is_wanted(name, arguments)) {
+        lab::image(context, name)?;
+    }
     let release = context.target.join("release");
     let mut bench = Command::new(release.join("builderd-bench"));
-    bench
-        .arg("run")
-        .args(["--builderd".as_ref(), release.join("builderd").as_os_str()])
-        .args(["--directory".as_ref(), context.target.join("bench").as_os_str()])
-        .args(["--images".as_ref(), context.lab().join("images").as_os_str()])
-        .args([
-            "--document".as_ref(),
-            context.root.join("docs/benchmarks.md").as_os_str(),
-        ])
-        .args(arguments);
-    if !arguments
-        .iter()
-        .any(|argument| matches!(*argument, "--help" | "-h"))
-    {
-        if !is_root() {
-            return Err("this needs root: it mounts, and so do those it is compared with".into());
-        }
-        debian::can_install()?;
-        debian::install()?;
-        for name in BUILT.into_iter().filter(|name| is_wanted(name, arguments)) {
-            lab::image(context, name)?;
-        }
+    bench.arg("run");
+    for (option, path) in [
+        ("--builderd", release.join("builderd")),
+        ("--directory", context.target.join("bench")),
+        ("--images", context.lab().join("images")),
+        ("--document", context.root.join("docs/benchmarks.md")),
+    ] {
+        bench.arg(option).arg(path);
     }
+    bench.args(arguments);
     // The bench takes this process over, so that Ctrl-C reaches the one that has to clean up.
     let error = bench.exec();
     Err(format!("cannot run {}: {error}", bench.get_program().display()))
@@ -56,6 +66,12 @@ pub(crate) fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
 
 /// Whether `--fixture` names it, or no fixture at all.
 fn is_wanted(name: &str, arguments: &[&str]) -> bool {
+    if arguments.contains(&"--quick")
+        && name == "big"
+        && !arguments.iter().any(|argument| argument.starts_with("--fixture"))
+    {
+        return false;
+    }
     let mut named = arguments.iter().enumerate().filter_map(|(index, argument)| {
         argument.strip_prefix("--fixture=").or_else(|| {
             (*argument == "--fixture")
