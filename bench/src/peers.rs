@@ -206,7 +206,10 @@ impl Bench<'_> {
             None => None,
         };
         let work = directory.join("work");
-        fs::create_dir(&work)?;
+        // No credentials of the one who runs this.
+        let docker_config = work.join("docker-config");
+        fs::create_dir_all(&docker_config)?;
+        fs::write(docker_config.join("config.json"), "{}")?;
         let output = directory.join("image.ext4");
         let mut shell = Command::new("sh");
         shell
@@ -216,7 +219,7 @@ impl Bench<'_> {
             .env("WORK", &work)
             .env("SOCKET", &socket)
             .env("DOCKER_HOST", format!("unix://{}", socket.display()))
-            .env("DOCKER_CONFIG", work.join("docker-config"))
+            .env("DOCKER_CONFIG", &docker_config)
             .env("XDG_RUNTIME_DIR", self.place.sockets());
         let (_, mut sample) = self.measure(&mut shell)?;
         let metadata = fs::metadata(&output)?;

@@ -36,8 +36,8 @@ fn flows() -> Vec<(&'static str, &'static str)> {
         ("throttled-4", "download at 50 MB/s a connection, four"),
         ("skopeo", "skopeo copy to a directory"),
         ("curl", "`curl -o`"),
-        ("writer", "writer alone, not waiting for the disk"),
-        ("mke2fs", "`mkfs.ext4 -d` on the same tree, likewise"),
+        ("writer", "writer alone, from layers that are indexed"),
+        ("mke2fs", "`mkfs.ext4 -d` on the same tree, unpacked before"),
     ];
     flows.extend(Peer::ALL.map(|peer| (peer.name(), peer.words())));
     flows
