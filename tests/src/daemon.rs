@@ -27,6 +27,8 @@ pub struct Daemon {
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
     state_directory: PathBuf,
+    binary: PathBuf,
+    settings: Vec<(String, String)>,
 }
 
 impl fmt::Debug for Daemon {
@@ -44,9 +46,18 @@ impl Daemon {
     /// # Errors
     /// When it ends or does not listen within a minute; the error has its log.
     pub fn start(binary: &Path, state_directory: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::start_at(0, binary, state_directory, settings)
+    }
+
+    fn start_at(
+        port: u16,
+        binary: &Path,
+        state_directory: &Path,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(binary);
         command
-            .args(["serve", "--dev", "--port", "0", "--state-dir"])
+            .args(["serve", "--dev", "--port", &port.to_string(), "--state-dir"])
             .arg(state_directory);
         // What the caller's own shell has set for a daemon of its own is not meant for this one.
         for (name, _) in std::env::vars_os() {
@@ -85,6 +96,11 @@ impl Daemon {
             log,
             reader: Some(reader),
             state_directory: state_directory.to_owned(),
+            binary: binary.to_owned(),
+            settings: settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         // A daemon that ends closes its log, and with it the channel.
         match address.recv_timeout(LIMIT) {
@@ -110,6 +126,33 @@ impl Daemon {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a power cut does, with SIGKILL, and starts it again with the same state and address.
+    ///
+    /// # Errors
+    /// When it does not serve again within a minute.
+    pub fn crash_and_restart(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let settings: Vec<(&str, &str)> = self
+            .settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        *self = Self::start_at(
+            self.address.port(),
+            &self.binary,
+            &self.state_directory,
+            &settings,
+        )?;
+        Ok(())
     }
 
     /// Ends it as a service manager does, with SIGTERM.

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bench;
 pub mod check;
 pub mod daemon;
 pub mod demo_image;
 pub mod docker_registry;
+pub mod load;
 pub mod parts;

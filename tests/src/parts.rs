@@ -12,6 +12,22 @@ pub fn builderd() -> Result<PathBuf, Missing> {
     built("BUILDERD_BINARY", "debug/builderd")
 }
 
+/// The remote client: `BUILDERD_CLI_BINARY`, else what cargo left in the target directory.
+///
+/// # Errors
+/// When it was not built.
+pub fn builderd_cli() -> Result<PathBuf, Missing> {
+    built("BUILDERD_CLI_BINARY", "debug/builderd-cli")
+}
+
+/// The example with every method: `BUILDERD_METHODS_EXAMPLE`, else what cargo left in the target directory.
+///
+/// # Errors
+/// When it was not built.
+pub fn methods_example() -> Result<PathBuf, Missing> {
+    built("BUILDERD_METHODS_EXAMPLE", "debug/examples/methods")
+}
+
 /// The demo's program: `BUILDERD_DEMO_BINARY`, else what cargo left in the target directory.
 ///
 /// # Errors

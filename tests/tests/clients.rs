@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test program")]
 
-use std::{path::Path, process::Command};
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use builderd::proto::{
     BuildConfig, BuildSource, BuildState, BuildTarget, CreateBuildRequest, DockerImageSource, MicroVmRootfs,
@@ -10,80 +14,40 @@ use builderd::proto::{
 };
 use builderd_e2e::{
     api::{Api, TENANT, seed_request},
-    check,
-    daemon::Daemon,
-    parts,
+    bench::Bench,
+    check, parts,
 };
 use serde_json::Value;
-use tempfile::TempDir;
-use test_support::{
-    image::{Image, Layer},
-    lab::{self, Missing},
-    registry::Registry,
-};
+use test_support::{lab, registry::Misbehaviour};
 
-/// A daemon, a registry with one small image, and where the descriptors are.
-struct Bench {
-    daemon: Daemon,
-    reference: String,
-    directory: TempDir,
-    _registry: Registry,
-}
-
-impl Bench {
-    fn new() -> Result<Self, Missing> {
-        parts::root()?;
-        let builderd = parts::builderd()?;
-        let registry = Registry::start().unwrap();
-        let image = Image::new()
-            .layer(&Layer::new().file("bin/sh", b"#!"))
-            .cmd(&["/bin/sh"])
-            .build();
-        let reference = registry.publish("team/app", "1", &image);
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(
-            directory.path().join("descriptors"),
-            builderd::proto::FILE_DESCRIPTOR_SET,
-        )
-        .unwrap();
-        let daemon = Daemon::start(&builderd, &directory.path().join("state"), &[]).unwrap();
-        Ok(Self {
-            daemon,
-            reference,
-            directory,
-            _registry: registry,
-        })
-    }
-
-    /// Runs a client and checks what it printed.
-    fn check(&self, name: &str, client: &mut Command, refused: &str) {
-        let output = client.output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{name}: {errors}\n{}", self.daemon.log());
-        let saw: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let sequences: Vec<i64> = saw["sequences"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|sequence| sequence.as_i64().unwrap())
-            .collect();
-        assert_eq!(
-            saw["state"],
-            "BUILD_STATE_COMPLETED",
-            "{name}: {saw}\n{}",
-            self.daemon.log()
-        );
-        assert!(sequences.len() > 1, "{name}: {saw}");
-        assert!(
-            sequences.windows(2).all(|pair| pair[0] + 1 == pair[1]),
-            "{name}: a gap in {sequences:?}"
-        );
-        assert_eq!(saw["refused"], refused, "{name}");
-    }
-
-    fn descriptors(&self) -> std::path::PathBuf {
-        self.directory.path().join("descriptors")
-    }
+/// Runs a client and checks what it printed.
+fn check_client(bench: &Bench, name: &str, client: &mut Command, refused: &str) {
+    let output = client.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{name}: {errors}\n{}",
+        bench.daemon.log()
+    );
+    let saw: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sequences: Vec<i64> = saw["sequences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|sequence| sequence.as_i64().unwrap())
+        .collect();
+    assert_eq!(
+        saw["state"],
+        "BUILD_STATE_COMPLETED",
+        "{name}: {saw}\n{}",
+        bench.daemon.log()
+    );
+    assert!(sequences.len() > 1, "{name}: {saw}");
+    assert!(
+        sequences.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+        "{name}: a gap in {sequences:?}"
+    );
+    assert_eq!(saw["refused"], refused, "{name}");
 }
 
 fn script(name: &str) -> std::path::PathBuf {
@@ -92,7 +56,7 @@ fn script(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn grpcio_creates_a_build_and_streams_its_log() {
-    let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Bench::new()?)));
+    let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Bench::start(&[])?)));
     let (python, bench) = match parts {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),
@@ -102,7 +66,8 @@ fn grpcio_creates_a_build_and_streams_its_log() {
         .arg(script("grpc_client.py"))
         .arg(bench.daemon.address().to_string())
         .arg(bench.descriptors());
-    bench.check(
+    check_client(
+        &bench,
         "grpcio",
         client.args([&seed_request(&bench.reference), TENANT]),
         "NOT_FOUND",
@@ -111,7 +76,7 @@ fn grpcio_creates_a_build_and_streams_its_log() {
 
 #[test]
 fn connect_node_creates_a_build_and_streams_its_log_over_every_transport() {
-    let parts = parts::lab_part("node/node_modules").and_then(|modules| Ok((modules, Bench::new()?)));
+    let parts = parts::lab_part("node/node_modules").and_then(|modules| Ok((modules, Bench::start(&[])?)));
     let (modules, bench) = match parts {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),
@@ -131,13 +96,13 @@ fn connect_node_creates_a_build_and_streams_its_log_over_every_transport() {
             .arg(bench.descriptors())
             .args([&seed_request(&bench.reference), TENANT])
             .arg(&modules);
-        bench.check(transport, &mut client, "NotFound");
+        check_client(&bench, transport, &mut client, "NotFound");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tonic_creates_a_build_and_streams_its_log() {
-    let bench = match Bench::new() {
+    let bench = match Bench::start(&[]) {
         Ok(bench) => bench,
         Err(missing) => return lab::skip(missing),
     };
@@ -187,7 +152,7 @@ async fn tonic_creates_a_build_and_streams_its_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seeds_curl_line_starts_a_build_that_completes() {
-    let parts = lab::program("curl", "curl").and_then(|curl| Ok((curl, Bench::new()?)));
+    let parts = lab::program("curl", "curl").and_then(|curl| Ok((curl, Bench::start(&[])?)));
     let (curl, bench) = match parts {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),
@@ -228,4 +193,88 @@ async fn the_seeds_curl_line_starts_a_build_that_completes() {
         health.body
     );
     assert!(bench.daemon.stop().unwrap().success());
+}
+
+#[test]
+fn grpcio_finds_its_way_by_reflection_and_keeps_its_deadlines() {
+    let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Bench::start(&[])?)));
+    let (python, bench) = match parts {
+        Ok(parts) => parts,
+        Err(missing) => return lab::skip(missing),
+    };
+    // The build stands still, so that its log has no end.
+    bench.registry.misbehave("/blobs/", Misbehaviour::StallAt(0));
+    let output = Command::new(python)
+        .arg(script("grpc_features.py"))
+        .arg(bench.daemon.address().to_string())
+        .args([&seed_request(&bench.reference), TENANT])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{}", bench.daemon.log());
+    let saw: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(saw["methods"].as_array().unwrap().len(), 8, "{saw}");
+    assert_eq!(saw["health"], "SERVING", "{saw}");
+    assert_eq!(saw["deadline"], "DEADLINE_EXCEEDED", "{saw}");
+    assert_eq!(saw["cancelled"], "CANCELLED", "{saw}");
+    assert_eq!(saw["malformed"], "INVALID_ARGUMENT", "{saw}");
+    assert_eq!(saw["violations"], serde_json::json!(["build_id"]), "{saw}");
+    assert_eq!(saw["oversized"], "RESOURCE_EXHAUSTED", "{saw}");
+    assert_eq!(saw["state"], "BUILD_STATE_CANCELLED", "{saw}");
+    bench.registry.release();
+}
+
+#[test]
+fn a_followed_log_goes_on_after_the_service_was_killed() {
+    let parts = parts::builderd_cli().and_then(|client| Ok((client, Bench::start(&[])?)));
+    let (client, mut bench) = match parts {
+        Ok(parts) => parts,
+        Err(missing) => return lab::skip(missing),
+    };
+    bench.registry.misbehave("/blobs/", Misbehaviour::StallAt(0));
+    let mut follower = Command::new(client)
+        .args([
+            "create-build",
+            "--follow",
+            "--json",
+            "--tenant",
+            TENANT,
+            "--server",
+        ])
+        .arg(format!("http://{}", bench.daemon.address()))
+        .arg(&bench.reference)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut next = move || -> Option<Value> {
+        let line = lines.next()?.unwrap();
+        Some(serde_json::from_str(&line).unwrap())
+    };
+    assert!(next().unwrap()["created"]["buildId"].is_string());
+    let mut sequences = vec![sequence(&next().unwrap()).unwrap()];
+
+    bench.crash_and_restart();
+    bench.registry.behave();
+    bench.registry.release();
+    let mut build = Value::Null;
+    while let Some(object) = next() {
+        match sequence(&object) {
+            Some(sequence) => sequences.push(sequence),
+            None => build = object,
+        }
+    }
+    let status = follower.wait().unwrap();
+    let log = bench.daemon.log();
+    assert!(status.success(), "{build}\n{log}");
+    assert_eq!(build["build"]["state"], "BUILD_STATE_COMPLETED", "{log}");
+    let expected: Vec<i64> = (1..).take(sequences.len()).collect();
+    assert_eq!(sequences, expected, "{log}");
+}
+
+/// The number of the log line that the client printed, if it is one.
+fn sequence(object: &Value) -> Option<i64> {
+    object["log"]["sequence"]
+        .as_str()
+        .map(|sequence| sequence.parse().unwrap())
 }

@@ -52,6 +52,11 @@ impl Context {
         Ok(command
             .env("CARGO_TARGET_DIR", &self.target)
             .env("BUILDERD_BINARY", self.target.join("debug/builderd"))
+            .env("BUILDERD_CLI_BINARY", self.target.join("debug/builderd-cli"))
+            .env(
+                "BUILDERD_METHODS_EXAMPLE",
+                self.target.join("debug/examples/methods"),
+            )
             .env("BUILDERD_DEMO_BINARY", self.target.join("debug/demo"))
             .env("BUILDERD_GUEST_HELLO", self.guest_program("guest-hello")?))
     }

@@ -19,15 +19,21 @@ pub(crate) use images::{image, images};
 /// Debian's kernel for clouds: small, and with everything that a virtual machine shows.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// The Connect client that the end-to-end tests run, and what it needs beside it.
-const NODE_PACKAGES: [&str; 3] = [
+/// The Connect client and the command-line client that the end-to-end tests run, and what they need beside them.
+const NODE_PACKAGES: [&str; 4] = [
+    "@bufbuild/buf@1.75.0",
     "@bufbuild/protobuf@2.17.0",
     "@connectrpc/connect@2.0.4",
     "@connectrpc/connect-node@2.0.4",
 ];
 
-/// The gRPC client that the end-to-end tests run.
-const PYTHON_PACKAGES: [&str; 2] = ["grpcio==1.85.1", "protobuf==7.36.2"];
+/// The gRPC client that the end-to-end tests run, with the services that go with it.
+const PYTHON_PACKAGES: [&str; 4] = [
+    "grpcio==1.85.1",
+    "grpcio-health-checking==1.85.1",
+    "grpcio-reflection==1.85.1",
+    "protobuf==7.36.2",
+];
 
 /// Makes everything.
 pub(crate) fn make(context: &Context) -> Result<()> {

@@ -87,6 +87,7 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
             "--package",
             "builderd-e2e",
             "--bins",
+            "--examples",
         ]))?;
         run(context.with_programs(&mut cargo(&[
             "test",

@@ -91,6 +91,7 @@ fn request(image: &str) -> Result<BuildRequest> {
             free_inodes: 1024,
             layer_mode: LayerMode::Oci,
         },
+        flatten_filesystem: false,
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

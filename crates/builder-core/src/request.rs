@@ -180,6 +180,9 @@ pub struct BuildRequest {
     pub source: DockerImageSource,
     /// To what.
     pub target: RootfsTarget,
+    /// Whether a flat file system was asked for: recorded, since every image is one.
+    #[serde(default)]
+    pub flatten_filesystem: bool,
     /// Limits of this build.
     pub limits: RequestedLimits,
     /// A name for people.

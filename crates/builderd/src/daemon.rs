@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    auth::{Authentication, Tokens},
     config::Config,
     edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
     guest,
@@ -86,6 +87,15 @@ impl Daemon {
         let listener = listener.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
+        let authentication = match &config.tokens_file {
+            None => Authentication::None,
+            Some(file) => Authentication::Bearer(Arc::new(Tokens::load(file).map_err(|error| {
+                DaemonError::Setting {
+                    setting: "AUTH_TOKENS_FILE",
+                    source: Box::new(error),
+                }
+            })?)),
+        };
         let builder = Builder::start(builder_config(config, worker_command)?)
             .await
             .map_err(start_error)?;
@@ -95,6 +105,8 @@ impl Daemon {
         let registers = config.asset_manager.is_some();
         let edge = EdgeConfig {
             health_requests_per_second: config.health_requests_per_second,
+            authentication: authentication.clone(),
+            reflection: config.reflection,
             probe: Arc::new(move || {
                 let builder = probed.clone();
                 Box::pin(async move { vitals(&builder, registers).await })
@@ -102,7 +114,16 @@ impl Daemon {
         };
         let (router, reporter) = edge::router(service, edge).await?;
         let stop = CancellationToken::new();
-        let serving = edge::serve(listener, router, ConnectionLimits::default(), stop.clone());
+        let limits = ConnectionLimits {
+            connections: config.max_connections,
+            connections_per_peer: config.max_connections_per_peer,
+            ..ConnectionLimits::default()
+        };
+        let serving = edge::serve(listener, router, limits, stop.clone());
+        if let Authentication::Bearer(tokens) = authentication {
+            let stop = stop.clone();
+            tokio::spawn(async move { tokens.watch(stop).await });
+        }
         Ok(Self {
             address,
             builder,

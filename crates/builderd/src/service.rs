@@ -6,10 +6,11 @@ use builder_core::service::{Builder, ListQuery};
 use futures_util::{Stream, StreamExt as _, stream};
 use tenant::TenantId;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::Span;
 
 use crate::{
+    auth::Caller,
     convert::{self, FieldPath},
     proto::{self, builder_service_server::BuilderService},
     status::{from_field_error, from_service_error, with_info},
@@ -44,14 +45,30 @@ impl Service {
         }
     }
 
-    /// The tenant that a request is for: the one of its body, which the header must repeat when it is there.
-    fn tenant(metadata: &MetadataMap, value: &str, path: &FieldPath<'_>) -> Result<TenantId, Status> {
+    /// The tenant that a request is for: the one of its body, for whom the caller may act, and which the header must
+    /// repeat when it is there.
+    fn tenant(
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+        value: &str,
+        path: &FieldPath<'_>,
+    ) -> Result<TenantId, Status> {
         let tenant = convert::tenant_id(value, path).map_err(from_field_error)?;
         Span::current().record("tenant.id", tenant.as_str());
+        let refused = |reason: &str| {
+            let message = format!("{path}: {reason}");
+            with_info(Code::PermissionDenied, &message, "OTHER_TENANT", [])
+        };
+        // The guard puts a caller into every request; without one nobody has been asked.
+        match extensions.get::<Caller>() {
+            Some(caller) if caller.may_act_for(&tenant) => {}
+            _ => return Err(refused("the caller may not act for this tenant")),
+        }
         for header in metadata.get_all(TENANT_HEADER) {
             if header.as_bytes() != tenant.as_str().as_bytes() {
-                let message = format!("{path}: the header X-Tenant-ID names another tenant than the request");
-                return Err(with_info(Code::PermissionDenied, &message, "OTHER_TENANT", []));
+                return Err(refused(
+                    "the header X-Tenant-ID names another tenant than the request",
+                ));
             }
         }
         Ok(tenant)
@@ -66,7 +83,7 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::CreateBuildRequest>,
     ) -> Result<Response<proto::CreateBuildResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         if metadata.contains_key(IDEMPOTENCY_HEADER) {
             return Err(with_info(
                 Code::Unimplemented,
@@ -78,6 +95,7 @@ impl BuilderService for Service {
         let request = builder_core::request::BuildRequest::try_from(message).map_err(from_field_error)?;
         Self::tenant(
             &metadata,
+            &extensions,
             request.tenant.tenant_id.as_str(),
             &FieldPath::root("config.tenant.tenant_id"),
         )?;
@@ -102,8 +120,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::GetBuildRequest>,
     ) -> Result<Response<proto::GetBuildResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
         let build = self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
 
@@ -124,9 +147,14 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::ListBuildsRequest>,
     ) -> Result<Response<proto::ListBuildsResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let query = ListQuery {
-            tenant: Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?,
+            tenant: Self::tenant(
+                &metadata,
+                &extensions,
+                &message.tenant_id,
+                &FieldPath::root("tenant_id"),
+            )?,
             states: convert::states(&message.state_filter).map_err(from_field_error)?,
             page_size: convert::page_size(message.page_size).map_err(from_field_error)?,
             page_token: message.page_token,
@@ -147,8 +175,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::CancelBuildRequest>,
     ) -> Result<Response<proto::CancelBuildResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
         let build = self
             .builder
@@ -165,8 +198,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::DeleteBuildRequest>,
     ) -> Result<Response<proto::DeleteBuildResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
         self.builder
             .delete(&tenant, &id, message.force)
@@ -181,8 +219,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::StreamBuildLogsRequest>,
     ) -> Result<Response<LogStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
         let first = convert::log_start(message.from_sequence).map_err(from_field_error)?;
         // A build that does not exist is answered before the stream opens.
@@ -214,8 +257,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::GetTenantQuotasRequest>,
     ) -> Result<Response<proto::GetTenantQuotasResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let quotas = self.builder.quotas(&tenant).await.map_err(from_service_error)?;
         Ok(Response::new(convert::tenant_quotas(quotas)))
     }
@@ -224,8 +272,13 @@ impl BuilderService for Service {
         &self,
         request: Request<proto::GetBuildStatsRequest>,
     ) -> Result<Response<proto::GetBuildStatsResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let tenant = Self::tenant(&metadata, &message.tenant_id, &FieldPath::root("tenant_id"))?;
+        let (metadata, extensions, message) = request.into_parts();
+        let tenant = Self::tenant(
+            &metadata,
+            &extensions,
+            &message.tenant_id,
+            &FieldPath::root("tenant_id"),
+        )?;
         let window = convert::stats_window(message.start_time, message.end_time).map_err(from_field_error)?;
         let stats = self
             .builder

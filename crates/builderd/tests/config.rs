@@ -168,6 +168,24 @@ fn working_variables_take_effect() {
             "0",
         ),
         (
+            "MAX_CONNECTIONS",
+            "9",
+            |config| config.max_connections.to_string(),
+            "9",
+        ),
+        (
+            "MAX_CONNECTIONS_PER_PEER",
+            "7",
+            |config| config.max_connections_per_peer.to_string(),
+            "7",
+        ),
+        (
+            "REFLECTION_ENABLED",
+            "false",
+            |config| config.reflection.to_string(),
+            "false",
+        ),
+        (
             "RATE_LIMIT",
             "3",
             |config| config.health_requests_per_second.to_string(),
@@ -337,6 +355,21 @@ fn working_variables_take_effect() {
         "deploy.assetmanagerd.v1.AssetManagerService"
     );
 
+    let tokens = [
+        ("AUTH_MODE", "bearer"),
+        ("AUTH_TOKENS_FILE", "/etc/builderd/tokens"),
+    ];
+    let tokens_file = production(&tokens).unwrap().tokens_file.unwrap();
+    assert_eq!(tokens_file.to_str(), Some("/etc/builderd/tokens"));
+    // One without the other protects nobody.
+    for variable in tokens {
+        let refused = refusal(production(&[variable]));
+        assert!(
+            refused.starts_with("UNKEY_BUILDERD_AUTH_TOKENS_FILE="),
+            "{refused}"
+        );
+    }
+
     // A variable that works and is missing is not proven to work.
     for setting in SETTINGS
         .iter()
@@ -345,7 +378,8 @@ fn working_variables_take_effect() {
         let seen = cases
             .iter()
             .map(|case| case.0)
-            .chain(variables.map(|variable| variable.0));
+            .chain(variables.map(|variable| variable.0))
+            .chain(tokens.map(|variable| variable.0));
         assert!(
             seen.into_iter().any(|name| name == setting.name),
             "{} is not in the table",
@@ -401,7 +435,6 @@ fn what_is_not_there_yet_is_refused_with_its_reason() {
         ("STORAGE_BACKEND", "s3"),
         ("STORAGE_BACKEND", "gcs"),
         ("DATABASE_TYPE", "postgres"),
-        ("AUTH_MODE", "bearer"),
         ("AUTH_MODE", "mtls"),
         ("TENANT_ISOLATION_ENABLED", "true"),
     ] {

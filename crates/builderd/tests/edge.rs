@@ -6,15 +6,15 @@ mod support;
 
 use std::{io::Write as _, time::Duration};
 
-use builderd::{edge::ConnectionLimits, proto};
+use builderd::proto;
 use flate2::{Compression, write::GzEncoder};
 use futures_util::StreamExt as _;
 use prost::Message as _;
 use serde_json::json;
-use support::{Server, client, envelope, frames, raw_grpc};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+use support::{
+    Server, client, envelope, frames,
+    protocols::{Protocol, call, encoded},
+    raw_grpc,
 };
 use tonic::{Code, codec::CompressionEncoding};
 
@@ -73,135 +73,6 @@ async fn the_documented_request_is_understood() {
 }
 
 #[tokio::test]
-async fn json_takes_both_spellings_and_answers_in_one() {
-    let server = Server::start().await;
-    for body in [
-        r#"{"build_id":"b","tenant_id":"t"}"#,
-        r#"{"buildId":"b","tenantId":"t"}"#,
-        r#"{"buildId":"b","tenant_id":"t","unknownField":{"x":[1]}}"#,
-    ] {
-        let (status, answer) = server.connect("GetBuild", body).await;
-        assert_eq!(status, 200, "{body}");
-        let build = &answer["build"];
-        assert_eq!(build["buildId"], "b");
-        assert_eq!(build["rootfsPath"], "t");
-        // A number of this size is not exact in JavaScript, which is why it is a string.
-        assert_eq!(build["rootfsSizeBytes"], "9007199254740993");
-        assert_eq!(build["state"], "BUILD_STATE_COMPLETED");
-        assert_eq!(build.get("metrics"), None, "what is not known is absent");
-    }
-}
-
-#[tokio::test]
-async fn json_bodies_that_hide_a_mistake_are_refused() {
-    let server = Server::start().await;
-    for (method, body, expected) in [
-        ("GetBuild", "[]", "expected a JSON object"),
-        ("GetBuild", "null", "expected a JSON object"),
-        ("GetBuild", "7", "expected a JSON object"),
-        ("GetBuild", "", "EOF"),
-        ("GetBuild", "{", "EOF"),
-        ("GetBuild", "{} {}", "trailing characters"),
-        (
-            "GetBuild",
-            r#"{"build_id":"b","buildId":"c"}"#,
-            "build_id: expected once",
-        ),
-        (
-            "GetBuild",
-            r#"{"build_id":"b","build_id":"c"}"#,
-            "build_id: expected once",
-        ),
-        ("GetBuild", r#"{"build_id":7}"#, "invalid type"),
-        ("GetBuild", "{\"build_id\":\"\u{0}\"}", "control character"),
-        ("CreateBuild", r#"{"config":[]}"#, "config to be a JSON object"),
-        (
-            "CreateBuild",
-            r#"{"config":{"tenant":{"tier":"TENANT_TIER_GOLD"}}}"#,
-            "config.tenant.tier: expected one of",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"tenant":{"tier":99999999999}}}"#,
-            "config.tenant.tier",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"tenant":{"tier":{}}}}"#,
-            "config.tenant.tier",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"labels":{"a":"1","a":"2"}}}"#,
-            "config.labels.a: expected once",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"labels":["a"]}}"#,
-            "config.labels to be a JSON object",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"limits":{"max_disk_bytes":"many"}}}"#,
-            "",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"limits":{"max_disk_bytes":9223372036854775808}}}"#,
-            "",
-        ),
-        (
-            "CreateBuild",
-            r#"{"config":{"source":{"docker_image":{},"archive":{}}}}"#,
-            "",
-        ),
-        (
-            "ListBuilds",
-            r#"{"state_filter":["BUILD_STATE_DONE"]}"#,
-            "state_filter: expected one of",
-        ),
-        (
-            "ListBuilds",
-            r#"{"state_filter":"BUILD_STATE_FAILED"}"#,
-            "state_filter to be a JSON array",
-        ),
-        ("GetBuildStats", r#"{"start_time":"yesterday"}"#, ""),
-    ] {
-        let (status, answer) = server.connect(method, body).await;
-        assert_eq!(status, 400, "{method} {body}: {answer}");
-        assert_eq!(answer["code"], "invalid_argument", "{method} {body}");
-        let message = answer["message"].as_str().unwrap();
-        assert!(
-            !message.is_empty() && message.contains(expected),
-            "{method} {body}: {message}"
-        );
-    }
-    let nested = "[".repeat(20_000);
-    let (status, answer) = server
-        .connect("CreateBuild", format!(r#"{{"config":{{"x":{nested}"#))
-        .await;
-    assert_eq!((status, answer["code"].as_str()), (400, Some("invalid_argument")));
-}
-
-#[tokio::test]
-async fn json_takes_integers_as_strings_and_enums_as_numbers() {
-    let server = Server::start().await;
-    for body in [
-        r#"{"config":{"build_name":"n","limits":{"maxDiskBytes":"9007199254740993"}}}"#,
-        r#"{"config":{"build_name":"n","limits":{"max_disk_bytes":12}}}"#,
-        r#"{"config":{"build_name":"n","tenant":{"tier":4,"permissions":null}}}"#,
-        r#"{"config":{"build_name":"n","tenant":null,"labels":{"a":"1","b":"2"}}}"#,
-    ] {
-        let (status, answer) = server.connect("CreateBuild", body).await;
-        assert_eq!(
-            (status, answer["buildId"].as_str()),
-            (200, Some("n")),
-            "{body}: {answer}"
-        );
-    }
-}
-
-#[tokio::test]
 async fn bodies_may_be_compressed_both_ways() {
     let server = Server::start().await;
     let response = server
@@ -227,42 +98,6 @@ async fn bodies_may_be_compressed_both_ways() {
     let answer = grpc.list_builds(request).await.unwrap();
     assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
     assert_eq!(answer.into_inner().builds.len(), 200);
-}
-
-#[tokio::test]
-async fn messages_beyond_the_limit_are_refused_however_they_are_packed() {
-    let server = Server::start().await;
-    let large = "x".repeat(5 << 20);
-    let body = format!(r#"{{"build_id":"{large}"}}"#);
-    let (status, answer) = server.connect("GetBuild", body.clone()).await;
-    assert_eq!(
-        (status, answer["code"].as_str()),
-        (429, Some("resource_exhausted"))
-    );
-
-    let compressed = gzip(body.as_bytes());
-    assert!(compressed.len() < 100_000);
-    let response = server
-        .post("GetBuild", "application/json")
-        .header("content-encoding", "gzip")
-        .body(compressed)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 429);
-
-    let mut grpc = server.grpc().await;
-    let refused = grpc.get_build(get(&large)).await.unwrap_err();
-    assert!(
-        matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted),
-        "{refused}"
-    );
-    let mut grpc = server.grpc().await.send_compressed(CompressionEncoding::Gzip);
-    let refused = grpc.get_build(get(&large)).await.unwrap_err();
-    assert!(
-        matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted),
-        "{refused}"
-    );
 }
 
 #[tokio::test]
@@ -510,113 +345,6 @@ async fn unknown_methods_and_content_types_are_named() {
 }
 
 #[tokio::test]
-async fn health_answers_over_http_grpc_and_connect() {
-    let server = Server::start().await;
-    let response = client().get(server.url("/health")).send().await.unwrap();
-    assert_eq!(response.status(), 200);
-    let report: serde_json::Value = response.json().await.unwrap();
-    assert_eq!(report["status"], "healthy");
-    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
-    assert!(report["uptime_seconds"].is_u64());
-    for check in ["storage", "database", "registry", "assetmanager"] {
-        assert!(report["checks"][check].is_string(), "{check}: {report}");
-    }
-    let (status, answer) = server
-        .connect(
-            "grpc.health.v1.Health/Check",
-            r#"{"service":"builder.v1.BuilderService"}"#,
-        )
-        .await;
-    assert_eq!((status, answer["status"].as_str()), (200, Some("SERVING")));
-
-    let channel = server.channel().await;
-    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-    let request = tonic_health::pb::HealthCheckRequest {
-        service: "builder.v1.BuilderService".to_owned(),
-    };
-    let answer = health.check(request).await.unwrap().into_inner();
-    assert_eq!(
-        answer.status(),
-        tonic_health::pb::health_check_response::ServingStatus::Serving
-    );
-}
-
-#[tokio::test]
-async fn health_is_503_when_the_service_cannot_build() {
-    for status in ["draining", "unhealthy"] {
-        let server = Server::with(ConnectionLimits::default(), 10, status).await;
-        let response = client().get(server.url("/health")).send().await.unwrap();
-        assert_eq!(response.status(), 503);
-        let report: serde_json::Value = response.json().await.unwrap();
-        assert_eq!(report["status"], status);
-    }
-}
-
-#[tokio::test]
-async fn health_is_limited_to_its_rate() {
-    let server = Server::with(ConnectionLimits::default(), 3, "healthy").await;
-    let client = client();
-    let mut limited = None;
-    // Faster than three a second, whatever the machine.
-    for _ in 0..200 {
-        let response = client.get(server.url("/health")).send().await.unwrap();
-        if response.status() == 429 {
-            limited = Some(response);
-            break;
-        }
-    }
-    let limited = limited.expect("200 requests in a row are more than 3 a second");
-    let seconds: u64 = limited.headers()["retry-after"]
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    assert!((1..=2).contains(&seconds));
-}
-
-#[tokio::test]
-async fn reflection_lists_and_describes_the_service() {
-    use tonic_reflection::pb::v1::{
-        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-    };
-
-    let server = Server::start().await;
-    let channel = server.channel().await;
-    let mut reflection = ServerReflectionClient::new(channel);
-    let ask = |request| ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(request),
-    };
-    let requests = [
-        ask(MessageRequest::ListServices(String::new())),
-        ask(MessageRequest::FileContainingSymbol(
-            "builder.v1.BuilderService".to_owned(),
-        )),
-    ];
-    let mut answers = reflection
-        .server_reflection_info(tokio_stream::iter(requests))
-        .await
-        .unwrap()
-        .into_inner();
-
-    let services = answers.next().await.unwrap().unwrap().message_response.unwrap();
-    let MessageResponse::ListServicesResponse(services) = services else {
-        panic!("{services:?}");
-    };
-    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
-    for name in ["builder.v1.BuilderService", "grpc.health.v1.Health"] {
-        assert!(names.iter().any(|listed| listed == name), "{names:?}");
-    }
-    let file = answers.next().await.unwrap().unwrap().message_response.unwrap();
-    let MessageResponse::FileDescriptorResponse(file) = file else {
-        panic!("{file:?}");
-    };
-    let file = prost_types::FileDescriptorProto::decode(file.file_descriptor_proto[0].as_slice()).unwrap();
-    assert_eq!(file.service[0].method.len(), 8);
-}
-
-#[tokio::test]
 async fn errors_carry_details_that_both_worlds_can_decode() {
     let server = Server::start().await;
     // The guard's own error is the only one here with details: the scripted service gives none.
@@ -640,80 +368,53 @@ async fn errors_carry_details_that_both_worlds_can_decode() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_is_cut_off() {
-    let limits = ConnectionLimits {
-        header_read: Duration::from_millis(200),
-        ..limits()
-    };
-    let server = Server::with(limits, 10, "healthy").await;
-    for opening in [
-        "",
-        "P",
-        "PRI * HTTP/2",
-        "GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-    ] {
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(opening.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "{opening:?}: still open");
+async fn messages_beyond_the_limit_are_refused_by_every_protocol() {
+    let server = Server::start().await;
+    let body = serde_json::json!({ "build_id": "x".repeat(5 << 20) });
+    for method in ["GetBuild", "StreamBuildLogs"] {
+        for protocol in Protocol::ALL {
+            let message = encoded(protocol, method, &body);
+            let refused = call(server.address, protocol, method, &[], message)
+                .await
+                .unwrap_err();
+            assert_eq!(
+                refused.code(),
+                Code::ResourceExhausted,
+                "{protocol:?} {method}: {refused}"
+            );
+        }
     }
+    // What is small as it comes and large as it is.
+    let compressed = gzip(body.to_string().as_bytes());
+    assert!(compressed.len() < 100_000);
+    let response = server
+        .post("GetBuild", "application/json")
+        .header("content-encoding", "gzip")
+        .body(compressed)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 429);
+    let mut grpc = server.grpc().await.send_compressed(CompressionEncoding::Gzip);
+    let refused = grpc.get_build(get(&"x".repeat(5 << 20))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
 }
 
 #[tokio::test]
-async fn connections_beyond_the_cap_wait_for_their_turn() {
-    let server = Server::with(
-        ConnectionLimits {
-            connections: 1,
-            ..limits()
-        },
-        100,
-        "healthy",
-    )
-    .await;
-    let mut first = TcpStream::connect(server.address).await.unwrap();
-    first
-        .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        .await
-        .unwrap();
-    let mut byte = [0; 1];
-    first.read_exact(&mut byte).await.unwrap();
-
-    let mut second = TcpStream::connect(server.address).await.unwrap();
-    second
-        .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let waiting = tokio::time::timeout(Duration::from_millis(200), second.read_exact(&mut byte)).await;
-    assert!(waiting.is_err(), "answered while the only place was taken");
-    drop(first);
-    second.read_exact(&mut byte).await.unwrap();
-}
-
-#[tokio::test]
-async fn stopping_finishes_calls_and_then_cuts() {
-    let limits = ConnectionLimits {
-        close: Duration::from_millis(300),
-        ..limits()
-    };
-    let server = Server::with(limits, 10, "healthy").await;
-    let mut grpc = server.grpc().await;
-    let mut lines = grpc.stream_build_logs(logs("never")).await.unwrap().into_inner();
-    lines.next().await.unwrap().unwrap();
-    server.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(10), server.serving)
-        .await
-        .expect("serving ends")
-        .unwrap();
-    assert!(
-        TcpStream::connect(server.address).await.is_err(),
-        "still listening"
-    );
-    tokio::time::timeout(Duration::from_secs(10), server.dropped.cancelled())
-        .await
-        .expect("the stream is cut");
-}
-
-fn limits() -> ConnectionLimits {
-    ConnectionLimits::default()
+async fn a_body_that_is_no_message_is_the_callers_mistake() {
+    let server = Server::start().await;
+    for method in ["GetBuild", "StreamBuildLogs"] {
+        for protocol in [Protocol::Grpc, Protocol::GrpcWeb, Protocol::ConnectProto] {
+            // A field of 100 bytes, of which none is there.
+            let refused = call(server.address, protocol, method, &[], vec![0x0a, 100])
+                .await
+                .unwrap_err();
+            assert_eq!(
+                refused.code(),
+                Code::InvalidArgument,
+                "{protocol:?} {method}: {refused}"
+            );
+            assert!(refused.message().contains("cannot be read"), "{refused}");
+        }
+    }
 }

@@ -36,6 +36,7 @@ fn request(tenant: &str) -> BuildRequest {
             free_inodes: 0,
             layer_mode: LayerMode::Oci,
         },
+        flatten_filesystem: false,
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

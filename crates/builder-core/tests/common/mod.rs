@@ -262,6 +262,7 @@ pub fn request(image: &str) -> BuildRequest {
             free_inodes: 64,
             layer_mode: LayerMode::Oci,
         },
+        flatten_filesystem: false,
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

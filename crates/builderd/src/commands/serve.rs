@@ -161,11 +161,16 @@ fn announce(config: &Config, address: SocketAddr) {
     tracing::warn!(
         "Workers are not contained in namespaces and control groups: build only images that you trust this host with"
     );
-    if !address.ip().is_loopback() {
-        tracing::warn!(
+    match (&config.tokens_file, address.ip().is_loopback()) {
+        (None, false) => tracing::warn!(
             server.address = %address,
             "Anyone who reaches this address can act for any tenant: AUTH_MODE is none and the port is not encrypted"
-        );
+        ),
+        (Some(_), false) => tracing::warn!(
+            server.address = %address,
+            "Tokens cross the network readable: put a proxy that terminates TLS in front of this address"
+        ),
+        (_, true) => {}
     }
 }
 

@@ -20,6 +20,14 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Requests to `/health` a second.
     pub health_requests_per_second: u32,
+    /// Open connections.
+    pub max_connections: usize,
+    /// Open connections of one peer.
+    pub max_connections_per_peer: usize,
+    /// Whether the reflection services answer.
+    pub reflection: bool,
+    /// Tokens of callers, who then have to show one; `None` when callers are not asked.
+    pub tokens_file: Option<PathBuf>,
     /// Builds that run at the same time.
     pub max_concurrent_builds: usize,
     /// The longest that any build may take.
@@ -104,6 +112,7 @@ impl Config {
             ));
         }
         let asset_manager = asset_manager(values, &mut errors);
+        let tokens_file = tokens_file(values, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -112,6 +121,10 @@ impl Config {
             address: SocketAddr::new(values.address("ADDRESS"), values.integer("PORT")),
             shutdown_timeout: values.duration("SHUTDOWN_TIMEOUT"),
             health_requests_per_second: values.integer("RATE_LIMIT"),
+            max_connections: values.integer("MAX_CONNECTIONS"),
+            max_connections_per_peer: values.integer("MAX_CONNECTIONS_PER_PEER"),
+            reflection: values.flag("REFLECTION_ENABLED"),
+            tokens_file,
             max_concurrent_builds: values.integer("MAX_CONCURRENT_BUILDS"),
             build_timeout: values.duration("BUILD_TIMEOUT"),
             database_directory: values.path("DATABASE_DATA_DIR"),
@@ -177,12 +190,6 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
             "sqlite",
             "PostgreSQL is not implemented yet: set UNKEY_BUILDERD_DATABASE_TYPE=sqlite",
         ),
-        (
-            "AUTH_MODE",
-            "none",
-            "authentication is not implemented yet: set UNKEY_BUILDERD_AUTH_MODE=none and let only trusted networks \
-             reach the service port",
-        ),
     ];
     for (name, only, problem) in words {
         if values.text(name) != only {
@@ -196,6 +203,30 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
              UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without, or start with --dev",
         ));
     }
+}
+
+/// Where the tokens of callers are, when they have to show one.
+fn tokens_file(values: &Values, errors: &mut Vec<ConfigError>) -> Option<PathBuf> {
+    let given = !values.text("AUTH_TOKENS_FILE").is_empty();
+    match values.text("AUTH_MODE") {
+        "bearer" if given => return Some(values.path("AUTH_TOKENS_FILE")),
+        "bearer" => errors.push(values.refuse(
+            "AUTH_TOKENS_FILE",
+            "AUTH_MODE=bearer needs it: a file with lines of the SHA-256 of a token in hexadecimal and a tenant, or *",
+        )),
+        "mtls" => errors.push(values.refuse(
+            "AUTH_MODE",
+            "callers are not known by their certificates yet: set UNKEY_BUILDERD_AUTH_MODE=bearer, or none and let \
+             only trusted networks reach the service port",
+        )),
+        // A file that is thought to protect and does not is a mistake.
+        _ if given => errors.push(values.refuse(
+            "AUTH_TOKENS_FILE",
+            "it is for UNKEY_BUILDERD_AUTH_MODE=bearer, which is not set",
+        )),
+        _ => {}
+    }
+    None
 }
 
 /// Where images are registered, when they are.

@@ -112,8 +112,7 @@ const NOT_PORTABLE: &str = "the database is SQLite in this version";
 const NO_OBJECT_STORE: &str = "images are kept on the local disk in this version";
 const NO_TLS: &str =
     "the service port speaks plaintext in this version: put a proxy that terminates TLS in front of it";
-const NO_BEARER: &str =
-    "callers are not authenticated in this version: let only trusted networks reach the service port";
+const NO_SPIFFE: &str = "callers are not known by certificates in this version: use AUTH_MODE=bearer";
 const NO_TELEMETRY: &str =
     "telemetry is not exported in this version: the log on standard error is what there is";
 const NO_AUDIT: &str = "no audit log is written in this version";
@@ -184,6 +183,27 @@ pub const SETTINGS: &[Setting] = &[
         "How long running builds may finish at shutdown",
     ),
     works("RATE_LIMIT", "100", COUNT, "Requests to /health a second"),
+    works(
+        "MAX_CONNECTIONS",
+        "1024",
+        Form::Integer {
+            min: 1,
+            max: 1_000_000,
+        },
+        "Open connections; more wait for their turn",
+    ),
+    works(
+        "MAX_CONNECTIONS_PER_PEER",
+        "256",
+        COUNT,
+        "Open connections of one peer; more are closed",
+    ),
+    works(
+        "REFLECTION_ENABLED",
+        "true",
+        Form::Bool,
+        "Tell gRPC tools about the methods",
+    ),
     // Builds.
     works(
         "MAX_CONCURRENT_BUILDS",
@@ -448,14 +468,14 @@ pub const SETTINGS: &[Setting] = &[
         "How callers show who they are",
     )
     .partial(),
-    works("AUTH_TOKENS_FILE", "", Form::Path, "Tokens for AUTH_MODE=bearer").not_yet(NO_BEARER),
+    works("AUTH_TOKENS_FILE", "", Form::Path, "Tokens for AUTH_MODE=bearer"),
     works(
         "AUTH_SERVICE_IDS",
         "",
         Form::List,
         "SPIFFE IDs that act for any tenant",
     )
-    .not_yet(NO_BEARER),
+    .not_yet(NO_SPIFFE),
     works(
         "TLS_MODE",
         "spiffe",

@@ -40,12 +40,13 @@ impl TryFrom<proto::CreateBuildRequest> for BuildRequest {
         let tenant = tenant_context(config.tenant, &path.field("tenant"))?;
         let source = source(config.source, &path.field("source"))?;
         let target = target(config.target, &path.field("target"))?;
-        strategy(config.strategy, &path.field("strategy"))?;
+        let flatten_filesystem = strategy(config.strategy, &path.field("strategy"))?;
         let limits = limits(config.limits.unwrap_or_default(), &path.field("limits"))?;
         Ok(Self {
             tenant,
             source,
             target,
+            flatten_filesystem,
             limits,
             build_name: path.field("build_name").text(config.build_name, MAX_TEXT_BYTES)?,
             labels: text_map(config.labels, &path.field("labels"))?,
@@ -375,7 +376,8 @@ fn optimization(settings: &proto::OptimizationSettings, path: &FieldPath<'_>) ->
     refuse_set(&set, path, "images are not optimized yet")
 }
 
-fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Result<(), FieldError> {
+/// Whether a flat file system is asked for, which is what there is anyway: it is recorded.
+fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Result<bool, FieldError> {
     use proto::build_strategy::StrategyType;
 
     let refused = |name| {
@@ -384,8 +386,7 @@ fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Res
             .unimplemented("this strategy is not implemented yet"))
     };
     match strategy.and_then(|strategy| strategy.strategy_type) {
-        None => Ok(()),
-        // `flatten_filesystem` asks for what happens anyway.
+        None => Ok(false),
         Some(StrategyType::DockerExtract(extract)) => {
             let path = path.field("docker_extract");
             if extract.preserve_layers {
@@ -394,7 +395,8 @@ fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Res
                     .unimplemented("an image is always one flat file system"));
             }
             let excluded = [("exclude_patterns", !extract.exclude_patterns.is_empty())];
-            refuse_set(&excluded, &path, "nothing is left out of an image yet")
+            refuse_set(&excluded, &path, "nothing is left out of an image yet")?;
+            Ok(extract.flatten_filesystem)
         }
         Some(StrategyType::GoApi(_)) => refused("go_api"),
         Some(StrategyType::Sinatra(_)) => refused("sinatra"),

@@ -119,7 +119,10 @@ fn config(request: BuildRequest) -> proto::BuildConfig {
         target: Some(target(request.target)),
         strategy: Some(proto::BuildStrategy {
             strategy_type: Some(proto::build_strategy::StrategyType::DockerExtract(
-                proto::DockerExtractStrategy::default(),
+                proto::DockerExtractStrategy {
+                    flatten_filesystem: request.flatten_filesystem,
+                    ..Default::default()
+                },
             )),
         }),
         limits: (limits != proto::TenantResourceLimits::default()).then_some(limits),

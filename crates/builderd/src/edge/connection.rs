@@ -1,11 +1,12 @@
 //! Connections: accepted, bounded, and ended in order.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -35,6 +36,9 @@ pub(super) struct Peer(pub(super) SocketAddr);
 pub struct ConnectionLimits {
     /// Connections that are open at once; more wait in the listener's queue.
     pub connections: usize,
+    /// Connections that one peer has open at once; further ones are closed as they come. A peer is an IPv4 address or
+    /// an IPv6 network of 64 bits, which is what one customer has.
+    pub connections_per_peer: usize,
     /// How long a client may take for the head of a request, the first and every further one.
     pub header_read: Duration,
     /// Calls that one HTTP/2 connection may have open.
@@ -47,6 +51,7 @@ impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            connections_per_peer: 256,
             header_read: Duration::from_secs(30),
             concurrent_streams: 256,
             close: Duration::from_secs(5),
@@ -77,6 +82,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
     let connections = Arc::new(Semaphore::new(limits.connections));
+    let peers = Peers::default();
     let graceful = GracefulShutdown::new();
     let cut = CancellationToken::new();
 
@@ -96,6 +102,10 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
+        };
+        let Some(place) = peers.take(address.ip(), limits.connections_per_peer) else {
+            tracing::debug!(client.addr = %address, limit = limits.connections_per_peer, "Peer has too many connections");
+            continue;
         };
         // Answers are small and waited for.
         if let Err(error) = stream.set_nodelay(true) {
@@ -117,7 +127,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
                 },
                 () = cut.cancelled() => {}
             }
-            drop(permit);
+            drop((permit, place));
         });
     }
     drop(listener);
@@ -127,6 +137,56 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     {
         tracing::warn!(grace = ?limits.close, "Connections were cut: they did not finish in time");
         cut.cancel();
+    }
+}
+
+/// How many connections each peer has.
+#[derive(Clone, Debug, Default)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Peers {
+    /// A place for one more connection of a peer, given back when it is dropped; `None` when it has `limit` already.
+    fn take(&self, address: IpAddr, limit: usize) -> Option<Place> {
+        let peer = peer_of(address);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            peers: self.clone(),
+            peer,
+        })
+    }
+}
+
+/// A connection's place among those of its peer.
+#[derive(Debug)]
+struct Place {
+    peers: Peers,
+    peer: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}
+
+fn peer_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        address => address,
     }
 }
 
@@ -194,5 +254,32 @@ impl AsyncWrite for PrefaceInTime {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_so_many_places_and_gives_them_back() {
+        let peers = Peers::default();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = peers.take(address("2001:db8::1"), 2).unwrap();
+        let second = peers.take(address("2001:db8::2"), 2).unwrap();
+        assert!(peers.take(address("2001:db8::3"), 2).is_none(), "one network");
+        assert!(
+            peers.take(address("2001:db8:0:1::1"), 2).is_some(),
+            "another network"
+        );
+        drop(first);
+        let third = peers.take(address("2001:db8::4"), 2).unwrap();
+        drop((second, third));
+
+        let mapped = peers.take(address("::ffff:192.0.2.1"), 1).unwrap();
+        assert!(peers.take(address("192.0.2.1"), 1).is_none(), "the same address");
+        assert!(peers.take(address("192.0.2.2"), 1).is_some());
+        drop(mapped);
+        assert!(peers.0.lock().unwrap().is_empty(), "nobody is remembered");
     }
 }

@@ -52,10 +52,14 @@ impl Forwarder {
         }
     }
 
-    fn call(&self, path: &str, format: CodecFormat) -> Result<Call, ConnectError> {
+    /// A call of a caller who may make it: a body is not even parsed for others.
+    fn call(&self, path: &str, format: CodecFormat, context: &RequestContext) -> Result<Call, ConnectError> {
         let not_found = || ConnectError::unimplemented(format!("method not found: {path}"));
         let method = self.methods.get(path).cloned().ok_or_else(not_found)?;
         let path = PathAndQuery::try_from(format!("/{path}")).map_err(|_| not_found())?;
+        self.services
+            .admits(path.path(), context.headers())
+            .map_err(|status| connect_error(&status))?;
         Ok(Call {
             services: self.services.clone(),
             method,
@@ -85,7 +89,7 @@ impl Dispatcher for Forwarder {
         request: Payload,
         format: CodecFormat,
     ) -> UnaryResult {
-        let call = self.call(path, format);
+        let call = self.call(path, format, &ctx);
         Box::pin(async move {
             let call = call?;
             let message = call.parse(&request.encoded()?)?;
@@ -100,7 +104,7 @@ impl Dispatcher for Forwarder {
         request: Bytes,
         format: CodecFormat,
     ) -> StreamingResult {
-        let call = self.call(path, format);
+        let call = self.call(path, format, &ctx);
         Box::pin(async move {
             let call = call?;
             let message = call.parse(&request)?;
@@ -116,7 +120,7 @@ impl Dispatcher for Forwarder {
         requests: RequestStream,
         format: CodecFormat,
     ) -> UnaryResult {
-        let call = self.call(path, format);
+        let call = self.call(path, format, &ctx);
         Box::pin(async move {
             let call = call?;
             let spoiled = Spoiled::default();
@@ -132,7 +136,7 @@ impl Dispatcher for Forwarder {
         requests: RequestStream,
         format: CodecFormat,
     ) -> StreamingResult {
-        let call = self.call(path, format);
+        let call = self.call(path, format, &ctx);
         Box::pin(async move {
             let call = call?;
             let spoiled = Spoiled::default();
@@ -200,7 +204,7 @@ impl Call {
     fn parse(&self, body: &Bytes) -> Result<Bytes, ConnectError> {
         match self.format {
             CodecFormat::Json => {
-                json::decode(&self.method.input(), body).map_err(ConnectError::invalid_argument)
+                json::decode(&self.method.input(), body).map_err(|status| connect_error(&status))
             }
             _ => Ok(body.clone()),
         }
@@ -273,7 +277,11 @@ fn request<M>(context: &RequestContext, messages: M) -> tonic::Request<M> {
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     *request.metadata_mut() = MetadataMap::from_headers(headers);
-    if let Some(remaining) = context.time_remaining() {
+    // The translation's own time limit is for reading a request; only the caller's goes along with it.
+    let has_deadline = ["connect-timeout-ms", "grpc-timeout"]
+        .iter()
+        .any(|name| context.headers().contains_key(*name));
+    if let Some(remaining) = context.time_remaining().filter(|_| has_deadline) {
         request.set_timeout(remaining);
     }
     let protocol = match context.protocol() {

@@ -1,4 +1,5 @@
-//! What every call gets, whatever protocol it came by: a span, a deadline, and an answer even if the handler panics.
+//! What every call gets, whatever protocol it came by: a span, a known caller, a deadline, and an answer even if the
+//! handler panics.
 //!
 //! The guard stands directly around the tonic services, inside the translation from Connect and gRPC-Web, so that it
 //! speaks plain gRPC and every protocol renders its statuses in its own way. (tonic enforces deadlines and catches
@@ -25,8 +26,17 @@ use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
-use super::connection::Peer;
-use crate::status::with_info;
+use super::{MAX_MESSAGE_BYTES, connection::Peer};
+use crate::{auth::Authentication, status::with_info};
+
+/// Methods below this path are for callers who have shown who they are. The others tell nothing about anybody.
+const AUTHENTICATED: &str = "/builder.v1.";
+
+/// The header in which a client says which of its users asks. It is for the log and decides nothing.
+const USER_HEADER: &str = "x-user-id";
+
+/// Longer names are not logged.
+const MAX_USER_BYTES: usize = 128;
 
 /// How long a method with one answer may take when the caller sets no deadline. They all answer at once; this one only
 /// keeps a body that never ends from holding a call open.
@@ -42,22 +52,32 @@ pub(super) struct Guard {
     routes: Routes,
     /// Paths of methods with a stream in either direction: they have no default deadline.
     streaming: Arc<HashSet<String>>,
+    authentication: Authentication,
 }
 
 impl Guard {
-    pub(super) fn new(routes: Routes, streaming: HashSet<String>) -> Self {
+    pub(super) fn new(routes: Routes, streaming: HashSet<String>, authentication: Authentication) -> Self {
         Self {
             routes: routes.prepare(),
             streaming: Arc::new(streaming),
+            authentication,
+        }
+    }
+
+    /// Whether a call of this path with these headers would get past authentication.
+    pub(super) fn admits(&self, path: &str, headers: &HeaderMap) -> Result<(), Status> {
+        match path.starts_with(AUTHENTICATED) {
+            true => self.authentication.caller(headers).map(drop),
+            false => Ok(()),
         }
     }
 
     async fn handle(
         mut routes: Routes,
         request: Request<Body>,
-        deadline: Result<Option<Deadline>, Status>,
+        admitted: Result<Option<Deadline>, Status>,
     ) -> Response<Body> {
-        let deadline = match deadline {
+        let deadline = match admitted {
             Ok(deadline) => deadline,
             Err(status) => return guarded(status.into_http(), None),
         };
@@ -71,7 +91,10 @@ impl Guard {
             None => call.await,
         };
         match outcome {
-            Ok(Ok(response)) => guarded(response, deadline),
+            Ok(Ok(response)) => match unreadable_request(response.headers()) {
+                Some(status) => guarded(status.into_http(), None),
+                None => guarded(response, deadline),
+            },
             Ok(Err(never)) => match never {},
             Err(panic) => guarded(panicked(panic.as_ref()).into_http(), None),
         }
@@ -88,7 +111,13 @@ impl Service<Request<Body>> for Guard {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let caller = match request.uri().path().starts_with(AUTHENTICATED) {
+            true => self.authentication.caller(request.headers()).map(Some),
+            false => Ok(None),
+        };
+        // Whoever comes after has no use for it, and cannot log it by mistake.
+        request.headers_mut().remove(http::header::AUTHORIZATION);
         let method = request.uri().path();
         let protocol = request
             .extensions()
@@ -101,13 +130,57 @@ impl Service<Request<Body>> for Guard {
             rpc.protocol = protocol,
             client.addr = peer.map(|peer| field::display(peer.0)),
             tenant.id = field::Empty,
+            user.id = user(request.headers()),
             rpc.code = field::Empty,
         );
         let default = (!self.streaming.contains(method)).then_some(DEFAULT_UNARY_DEADLINE);
         let deadline = Deadline::from_headers(request.headers(), default);
+        let admitted = caller.and_then(|caller| {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            deadline
+        });
         let routes = self.routes.clone();
-        let call = Self::handle(routes, request, deadline);
+        let call = Self::handle(routes, request, admitted);
         Box::pin(call.map(Ok).instrument(span))
+    }
+}
+
+/// The user whom a client names.
+fn user(headers: &HeaderMap) -> Option<&str> {
+    let name = headers.get(USER_HEADER)?.to_str().ok()?;
+    (name.len() <= MAX_USER_BYTES).then_some(name)
+}
+
+/// The status for a request that tonic could not read, in place of tonic's own.
+///
+/// What a handler refuses carries details. A status without them, in an answer without messages, comes from tonic
+/// reading the request: it calls a body that is no such message INTERNAL, which would be a fault of ours, and one that
+/// is too large OUT_OF_RANGE.
+fn unreadable_request(headers: &HeaderMap) -> Option<Status> {
+    let status = Status::from_header_map(headers).filter(|status| status.details().is_empty())?;
+    match status.code() {
+        Code::Internal => {
+            let message = format!("the request cannot be read: {}", status.message());
+            Some(with_info(
+                Code::InvalidArgument,
+                &message,
+                "MALFORMED_REQUEST",
+                [],
+            ))
+        }
+        Code::OutOfRange => {
+            let message =
+                format!("the request is too large: expected messages of at most {MAX_MESSAGE_BYTES} bytes");
+            Some(with_info(
+                Code::ResourceExhausted,
+                &message,
+                "MESSAGE_TOO_LARGE",
+                [],
+            ))
+        }
+        _ => None,
     }
 }
 

@@ -7,8 +7,8 @@
 //!                     └ GET /health
 //! ```
 //!
-//! There is one implementation of each method, tonic's. Size limits hold on both ways in; deadlines, panics and spans
-//! are the guard's, which every call passes once.
+//! There is one implementation of each method, tonic's. Size limits hold on both ways in; authentication, deadlines,
+//! panics and spans are the guard's, which every call passes once.
 
 mod connection;
 mod forward;
@@ -20,7 +20,7 @@ mod raw_codec;
 use std::{collections::HashSet, convert::Infallible, fmt, panic::AssertUnwindSafe, time::Duration};
 
 use axum::{Router, body::Body, routing::get};
-use connectrpc::{ConnectRpcService, Limits};
+use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits};
 use futures_util::FutureExt as _;
 use http::{Request, Response, StatusCode, header};
 use prost_reflect::DescriptorPool;
@@ -33,9 +33,12 @@ pub use connection::{ConnectionLimits, serve};
 pub use health::{Checks, Probe, Vitals};
 
 use self::{forward::Forwarder, guard::Guard, health::Health};
-use crate::proto::{
-    self,
-    builder_service_server::{BuilderService, BuilderServiceServer},
+use crate::{
+    auth::Authentication,
+    proto::{
+        self,
+        builder_service_server::{BuilderService, BuilderServiceServer},
+    },
 };
 
 /// The largest message that is read, compressed or not.
@@ -44,10 +47,18 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// How long a body may stand still while it is read.
 const BODY_STALL: Duration = Duration::from_secs(60);
 
+/// How long reading the request of a Connect or gRPC-Web call may take altogether. (For gRPC the guard's deadline says
+/// so.)
+const REQUEST_READ: Duration = Duration::from_secs(60);
+
 /// What the edge needs to know.
 pub struct EdgeConfig {
     /// Requests to `/health` a second, at least 1.
     pub health_requests_per_second: u32,
+    /// How callers show who they are.
+    pub authentication: Authentication,
+    /// Whether the reflection services answer.
+    pub reflection: bool,
     /// Looks how the service is.
     pub probe: Probe,
 }
@@ -57,6 +68,8 @@ impl fmt::Debug for EdgeConfig {
         formatter
             .debug_struct("EdgeConfig")
             .field("health_requests_per_second", &self.health_requests_per_second)
+            .field("authentication", &self.authentication)
+            .field("reflection", &self.reflection)
             .finish_non_exhaustive()
     }
 }
@@ -74,25 +87,10 @@ pub async fn router<S: BuilderService>(
     service: S,
     config: EdgeConfig,
 ) -> Result<(Router, HealthReporter), EdgeError> {
-    let sets = [
-        proto::FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ];
     let mut descriptors = DescriptorPool::new();
-    let mut reflection = tonic_reflection::server::Builder::configure().include_reflection_service(false);
-    for set in sets {
+    for set in [proto::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET] {
         descriptors.decode_file_descriptor_set(set).map_err(unusable)?;
-        reflection = reflection.register_encoded_file_descriptor_set(set);
     }
-    let mut alpha = tonic_reflection::server::Builder::configure().include_reflection_service(false);
-    for set in sets {
-        alpha = alpha.register_encoded_file_descriptor_set(set);
-    }
-    let reflection = reflection.build_v1().map_err(unusable)?;
-    let alpha = alpha.build_v1alpha().map_err(unusable)?;
-
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<BuilderServiceServer<S>>().await;
 
@@ -102,16 +100,18 @@ pub async fn router<S: BuilderService>(
         .send_compressed(gzip)
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let health = health.accept_compressed(gzip).send_compressed(gzip);
-    let routes = Routes::new(builder)
-        .add_service(health)
-        .add_service(reflection.accept_compressed(gzip).send_compressed(gzip))
-        .add_service(alpha.accept_compressed(gzip).send_compressed(gzip));
+    let mut routes = Routes::new(builder).add_service(health);
+    if config.reflection {
+        routes = with_reflection(routes, &mut descriptors)?;
+    }
 
-    let grpc = Guard::new(routes, streaming_methods(&descriptors));
+    let grpc = Guard::new(routes, streaming_methods(&descriptors), config.authentication);
     let limits = Limits::default()
         .with_max_message_size(MAX_MESSAGE_BYTES)
         .with_max_request_body_size(MAX_MESSAGE_BYTES);
-    let connect = ConnectRpcService::new(Forwarder::new(grpc.clone(), &descriptors)).with_limits(limits);
+    let connect = ConnectRpcService::new(Forwarder::new(grpc.clone(), &descriptors))
+        .with_limits(limits)
+        .with_deadline_policy(DeadlinePolicy::new().with_default_timeout(REQUEST_READ));
 
     let fallback = tower::service_fn(move |request: Request<Body>| {
         let (grpc, connect) = (grpc.clone(), connect.clone());
@@ -139,6 +139,31 @@ pub async fn router<S: BuilderService>(
         .fallback_service(fallback)
         .layer(RequestBodyTimeoutLayer::new(BODY_STALL));
     Ok((router, reporter))
+}
+
+/// Adds the reflection services, which tell of everything that is there, themselves included.
+fn with_reflection(routes: Routes, descriptors: &mut DescriptorPool) -> Result<Routes, EdgeError> {
+    let sets = [
+        proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let builder = || {
+        let builder = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+        sets.into_iter().fold(builder, |builder, set| {
+            builder.register_encoded_file_descriptor_set(set)
+        })
+    };
+    for set in &sets[2..] {
+        descriptors.decode_file_descriptor_set(*set).map_err(unusable)?;
+    }
+    let v1 = builder().build_v1().map_err(unusable)?;
+    let alpha = builder().build_v1alpha().map_err(unusable)?;
+    let gzip = CompressionEncoding::Gzip;
+    Ok(routes
+        .add_service(v1.accept_compressed(gzip).send_compressed(gzip))
+        .add_service(alpha.accept_compressed(gzip).send_compressed(gzip)))
 }
 
 /// gRPC proper goes to tonic, everything else to Connect's own implementation of the other protocols.

@@ -3,7 +3,14 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+pub mod protocols;
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use builderd::{
     edge::{self, Checks, ConnectionLimits, EdgeConfig, Vitals},
@@ -177,10 +184,23 @@ impl Server {
         health_requests_per_second: u32,
         status: &'static str,
     ) -> Self {
+        Self::with_edge(limits, status, |config| {
+            config.health_requests_per_second = health_requests_per_second;
+        })
+        .await
+    }
+
+    pub async fn with_edge(
+        limits: ConnectionLimits,
+        status: &'static str,
+        change: impl FnOnce(&mut EdgeConfig),
+    ) -> Self {
         let service = Scripted::default();
         let dropped = service.dropped.clone();
-        let config = EdgeConfig {
-            health_requests_per_second,
+        let mut config = EdgeConfig {
+            health_requests_per_second: 1000,
+            authentication: builderd::auth::Authentication::None,
+            reflection: true,
             probe: Arc::new(move || {
                 Box::pin(async move {
                     let checks = Checks {
@@ -193,6 +213,7 @@ impl Server {
                 })
             }),
         };
+        change(&mut config);
         let (router, _reporter) = edge::router(service, config)
             .await
             .expect("descriptors fit together");
@@ -300,13 +321,19 @@ pub async fn raw_grpc(
     (frames(&body.to_bytes()).len(), status)
 }
 
-/// A client that reads no proxy settings.
+/// A client that reads no proxy settings. There is one, since making it takes long; it keeps no connections, since each
+/// test has a runtime of its own.
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(30))
-        .build()
-        .expect("a client")
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    let client = CLIENT.get_or_init(|| {
+        reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(0)
+            .build()
+            .expect("a client")
+    });
+    client.clone()
 }
 
 /// A message in the envelope that Connect streams and gRPC share: flags, length, message.

@@ -170,6 +170,7 @@ impl Arguments {
                     Mode::Docker => LayerMode::Docker,
                 },
             },
+            flatten_filesystem: false,
             limits: RequestedLimits::default(),
             build_name: String::new(),
             labels: BTreeMap::new(),

@@ -1,183 +1,40 @@
-//! Requests that cannot be meant as they are: every method, over gRPC and over Connect in JSON, against the real service.
+//! Requests that cannot be meant as they are: for each the method, the body, the code, and a part of the message.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod support;
-
-use std::{ffi::OsString, path::Path};
-
-use builderd::{
-    config::{Config, Values},
-    daemon::Daemon,
-    proto::{self, builder_service_client::BuilderServiceClient},
-};
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::{Value, json};
-use support::client;
-use tempfile::TempDir;
-use tonic::{
-    Code, Request,
-    transport::{Channel, Endpoint},
-};
+use tonic::Code::{self, InvalidArgument, NotFound, Unimplemented};
 
-/// A daemon on a directory and a port of its own.
-struct Service {
-    daemon: Daemon,
-    _state: TempDir,
+use crate::{NO_BUILD, create};
+
+/// A request, and how it is refused.
+pub(crate) struct Case {
+    pub(crate) method: &'static str,
+    pub(crate) body: Value,
+    pub(crate) code: Code,
+    pub(crate) expected: String,
 }
 
-impl Service {
-    async fn start(variables: &[(&str, &str)]) -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let config = config(state.path(), variables);
-        let worker = vec![
-            OsString::from(env!("CARGO_BIN_EXE_builderd")),
-            OsString::from("worker"),
-        ];
-        Self {
-            daemon: Daemon::start(&config, worker).await.unwrap(),
-            _state: state,
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.daemon.address())
-    }
-
-    async fn connect(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> (u16, Value) {
-        let url = format!("{}/builder.v1.BuilderService/{method}", self.url());
-        let request = client()
-            .post(url)
-            .header("content-type", "application/json")
-            .body(body.to_string());
-        let request = headers
-            .iter()
-            .fold(request, |request, (name, value)| request.header(*name, *value));
-        let response = request.send().await.unwrap();
-        (response.status().as_u16(), response.json().await.unwrap())
-    }
-
-    async fn grpc(&self) -> BuilderServiceClient<Channel> {
-        BuilderServiceClient::new(
-            Endpoint::from_shared(self.url())
-                .unwrap()
-                .connect()
-                .await
-                .unwrap(),
-        )
-    }
-
-    /// The same call over gRPC, its message made from the JSON.
-    async fn grpc_status(&self, method: &str, body: &Value) -> tonic::Status {
-        fn message<M: prost::Message + Default>(name: &str, body: &Value) -> M {
-            let pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).unwrap();
-            let descriptor = pool
-                .get_message_by_name(&format!("builder.v1.{name}Request"))
-                .unwrap();
-            let dynamic = DynamicMessage::deserialize(descriptor, body).unwrap();
-            M::decode(dynamic.encode_to_vec().as_slice()).unwrap()
-        }
-        let mut grpc = self.grpc().await;
-        let result = match method {
-            "CreateBuild" => grpc
-                .create_build(message::<proto::CreateBuildRequest>(method, body))
-                .await
-                .map(drop),
-            "GetBuild" => grpc
-                .get_build(message::<proto::GetBuildRequest>(method, body))
-                .await
-                .map(drop),
-            "ListBuilds" => grpc
-                .list_builds(message::<proto::ListBuildsRequest>(method, body))
-                .await
-                .map(drop),
-            "CancelBuild" => grpc
-                .cancel_build(message::<proto::CancelBuildRequest>(method, body))
-                .await
-                .map(drop),
-            "DeleteBuild" => grpc
-                .delete_build(message::<proto::DeleteBuildRequest>(method, body))
-                .await
-                .map(drop),
-            "GetTenantQuotas" => grpc
-                .get_tenant_quotas(message::<proto::GetTenantQuotasRequest>(method, body))
-                .await
-                .map(drop),
-            "GetBuildStats" => grpc
-                .get_build_stats(message::<proto::GetBuildStatsRequest>(method, body))
-                .await
-                .map(drop),
-            "StreamBuildLogs" => grpc
-                .stream_build_logs(message::<proto::StreamBuildLogsRequest>(method, body))
-                .await
-                .map(drop),
-            other => panic!("{other}"),
-        };
-        result.expect_err(&format!("{method} {body} was accepted"))
-    }
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = create_build();
+    cases.append(&mut of_builds());
+    cases
 }
 
-fn config(state: &Path, variables: &[(&str, &str)]) -> Config {
-    let variables = [("PORT", "0"), ("ADDRESS", "127.0.0.1")].iter().chain(variables);
-    let environment = variables.map(|(name, value)| {
-        (
-            OsString::from(format!("UNKEY_BUILDERD_{name}")),
-            OsString::from(value),
-        )
-    });
-    let values = Values::collect(environment, |_| None, Some(state)).unwrap();
-    Config::from_values(&values, true).unwrap()
-}
-
-/// A request that is in order, with one member of it replaced: `path` is a JSON pointer.
-fn create(path: &str, value: Value) -> Value {
-    let mut request = json!({"config": {
-        "tenant": {"tenant_id": "acme"},
-        "source": {"docker_image": {"image_uri": "registry.invalid/app:1"}},
-        "target": {"microvm_rootfs": {}},
-        "strategy": {"docker_extract": {}},
-    }});
-    let (parent, name) = path.rsplit_once('/').unwrap();
-    let mut at = &mut request;
-    for step in parent.split('/').skip(1) {
-        at = at
-            .as_object_mut()
-            .unwrap()
-            .entry(step)
-            .or_insert_with(|| json!({}));
-    }
-    at.as_object_mut().unwrap().insert(name.to_owned(), value);
-    request
-}
-
-fn connect_code(code: Code) -> &'static str {
-    match code {
-        Code::InvalidArgument => "invalid_argument",
-        Code::Unimplemented => "unimplemented",
-        Code::NotFound => "not_found",
-        Code::PermissionDenied => "permission_denied",
-        Code::FailedPrecondition => "failed_precondition",
-        other => panic!("{other:?}"),
-    }
-}
-
-const NO_BUILD: &str = "build-00000000000070008000000000000000";
-
-#[tokio::test]
-async fn malformed_requests_are_refused_by_the_name_of_the_field() {
-    use Code::{InvalidArgument, NotFound, Unimplemented};
-
-    let service = Service::start(&[]).await;
+fn create_build() -> Vec<Case> {
     let long = "x".repeat(2000);
     let tenant = "/config/tenant/tenant_id";
     let image = "/config/source/docker_image/image_uri";
     let rootfs = |field: &str| format!("/config/target/microvm_rootfs/{field}");
     let limit = |field: &str| format!("/config/limits/{field}");
     let auth = "/config/source/docker_image/auth";
-    let mut cases: Vec<(&str, Value, Code, String)> = Vec::new();
+    let mut cases = Vec::new();
     let mut case = |method: &'static str, body: Value, code: Code, expected: &str| {
-        cases.push((method, body, code, expected.to_owned()));
+        cases.push(Case {
+            method,
+            body,
+            code,
+            expected: expected.to_owned(),
+        });
     };
 
     case("CreateBuild", json!({}), InvalidArgument, "config: required");
@@ -524,7 +381,20 @@ async fn malformed_requests_are_refused_by_the_name_of_the_field() {
         InvalidArgument,
         "config.limits.allowed_registries: ",
     );
+    cases
+}
 
+/// The other methods.
+fn of_builds() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut case = |method: &'static str, body: Value, code: Code, expected: &str| {
+        cases.push(Case {
+            method,
+            body,
+            code,
+            expected: expected.to_owned(),
+        });
+    };
     for method in ["GetBuild", "CancelBuild", "DeleteBuild", "StreamBuildLogs"] {
         case(
             method,
@@ -610,102 +480,5 @@ async fn malformed_requests_are_refused_by_the_name_of_the_field() {
         InvalidArgument,
         "end_time: lies before start_time",
     );
-
-    for (method, body, code, expected) in &cases {
-        let status = service.grpc_status(method, body).await;
-        assert_eq!(status.code(), *code, "gRPC {method} {body}: {status}");
-        assert!(
-            status.message().contains(expected.as_str()),
-            "gRPC {method} {body}: {}",
-            status.message()
-        );
-        assert!(!status.message().contains("hunter2"), "{}", status.message());
-        if *method == "StreamBuildLogs" {
-            continue;
-        }
-        let (_, answer) = service.connect(method, &[], body).await;
-        assert_eq!(
-            answer["code"],
-            connect_code(*code),
-            "Connect {method} {body}: {answer}"
-        );
-        let message = answer["message"].as_str().unwrap();
-        assert!(
-            message.contains(expected.as_str()),
-            "Connect {method} {body}: {message}"
-        );
-    }
-    // None of it became a build.
-    let (_, builds) = service
-        .connect("ListBuilds", &[], &json!({"tenant_id": "acme"}))
-        .await;
-    assert_eq!(builds, json!({}));
-}
-
-#[tokio::test]
-async fn an_invalid_field_is_named_in_the_details() {
-    let service = Service::start(&[]).await;
-    let status = service
-        .grpc_status("CreateBuild", &create("/config/build_name", json!("a\nb")))
-        .await;
-    let details = builderd::status::RpcStatus::decode(status.details()).unwrap();
-    let request = builderd::status::BadRequest::decode(details.details[0].value.as_slice()).unwrap();
-    assert_eq!(request.field_violations[0].field, "config.build_name");
-}
-
-#[tokio::test]
-async fn the_tenant_header_must_repeat_the_body() {
-    let service = Service::start(&[]).await;
-    let body = json!({"tenant_id": "acme"});
-    for (headers, status) in [
-        (vec![], 200),
-        (vec![("x-tenant-id", "acme")], 200),
-        (vec![("x-tenant-id", "other")], 403),
-        (vec![("x-tenant-id", "")], 403),
-        (vec![("x-tenant-id", "acme"), ("x-tenant-id", "other")], 403),
-    ] {
-        let (seen, answer) = service.connect("ListBuilds", &headers, &body).await;
-        assert_eq!(seen, status, "{headers:?}: {answer}");
-    }
-    let mut request = Request::new(proto::ListBuildsRequest {
-        tenant_id: "acme".to_owned(),
-        ..Default::default()
-    });
-    request
-        .metadata_mut()
-        .insert("x-tenant-id", "other".parse().unwrap());
-    let refused = service.grpc().await.list_builds(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied);
-}
-
-#[tokio::test]
-async fn what_is_switched_off_or_not_there_is_not_read_over() {
-    let service = Service::start(&[("DOCKER_REGISTRY_AUTH", "false")]).await;
-    let request = create(
-        "/config/source/docker_image/auth",
-        json!({"username": "u", "password": "hunter2"}),
-    );
-    let (_, answer) = service.connect("CreateBuild", &[], &request).await;
-    assert_eq!(answer["code"], "failed_precondition");
-    assert!(!answer.to_string().contains("hunter2"), "{answer}");
-
-    let request = create("/config/build_name", json!("n"));
-    let (_, answer) = service
-        .connect("CreateBuild", &[("idempotency-key", "k")], &request)
-        .await;
-    assert_eq!(answer["code"], "unimplemented");
-}
-
-#[tokio::test]
-async fn a_second_daemon_on_the_same_port_or_state_does_not_start() {
-    let service = Service::start(&[]).await;
-    let state = tempfile::tempdir().unwrap();
-    let port = service.daemon.address().port().to_string();
-    let config = config(state.path(), &[("PORT", &port)]);
-    let refused = Daemon::start(&config, vec!["true".into()]).await.unwrap_err();
-    assert!(refused.to_string().contains(&port), "{refused}");
-    assert!(
-        !state.path().join("data").exists(),
-        "state was made before the port was had"
-    );
+    cases
 }
