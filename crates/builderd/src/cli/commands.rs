@@ -302,7 +302,7 @@ pub(super) async fn stream_logs(
             reconnect_for: arguments.reconnect.reconnect_for,
             next_sequence: arguments.from_sequence,
         };
-        let build = follower.to_the_end().await?;
+        let build = follower.run().await?;
         return match build.state() {
             BuildState::Completed => Ok(()),
             // Its last line says why.

@@ -373,7 +373,7 @@ pub(super) async fn run(
         reconnect_for: arguments.reconnect.reconnect_for,
         next_sequence: 1,
     };
-    let build = follower.to_the_end().await?;
+    let build = follower.run().await?;
     if options.json {
         print_json_line(&json!({ "build": to_json("BuildJob", &build)? }))?;
     } else {

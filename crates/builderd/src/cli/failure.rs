@@ -66,10 +66,10 @@ pub(super) fn from_status(status: &Status) -> Failure {
             }
             Detail::Field { .. } => {}
             Detail::Info { reason, metadata } => {
-                let mut line = format!("  reason {}", printable(&reason));
-                for (name, value) in metadata {
-                    line.push_str(&format!(", {} {}", printable(&name), printable(&value)));
-                }
+                let said = metadata
+                    .into_iter()
+                    .map(|(name, value)| format!(", {} {}", printable(&name), printable(&value)));
+                let line = format!("  reason {}{}", printable(&reason), said.collect::<String>());
                 lines.push(line);
             }
         }

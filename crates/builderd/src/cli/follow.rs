@@ -130,7 +130,7 @@ pub(super) struct Follower<'a> {
 impl Follower<'_> {
     /// Shows the log until the build has ended, and gives the build. Ctrl-C ends only the following, and says how to go
     /// on.
-    pub(super) async fn to_the_end(&mut self) -> Result<BuildJob, Failure> {
+    pub(super) async fn run(&mut self) -> Result<BuildJob, Failure> {
         let interrupted = async {
             // Without a handler the signal ends the program, which is right as well.
             if tokio::signal::ctrl_c().await.is_err() {
