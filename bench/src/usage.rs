@@ -196,7 +196,8 @@ mod tests {
         let left_out = running(&BTreeSet::from([pid]));
         // Between fork and exec it has hardly any memory of its own, but some.
         let watch = Watch::start(BTreeSet::new());
-        while watch.peak.load(Ordering::Relaxed) == 0 {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while watch.peak.load(Ordering::Relaxed) == 0 && std::time::Instant::now() < deadline {
             thread::yield_now();
         }
         child.kill().unwrap();
