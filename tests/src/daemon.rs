@@ -134,6 +134,24 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Asks it to end, as a service manager does, and comes back at once.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn terminate(&self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM).context("cannot end the daemon")
+    }
+
+    /// Waits until it has ended, and starts it again with the same state and address.
+    ///
+    /// # Errors
+    /// When it does not end, or does not serve again, within a minute.
+    pub fn restart_when_ended(&mut self) -> anyhow::Result<ExitStatus> {
+        let status = self.ended()?;
+        self.start_again()?;
+        Ok(status)
+    }
+
     /// Ends it as a power cut does, with SIGKILL, and starts it again with the same state and address.
     ///
     /// # Errors
@@ -141,6 +159,10 @@ impl Daemon {
     pub fn crash_and_restart(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        self.start_again()
+    }
+
+    fn start_again(&mut self) -> anyhow::Result<()> {
         let settings: Vec<(&str, &str)> = self
             .settings
             .iter()
@@ -160,7 +182,11 @@ impl Daemon {
     /// # Errors
     /// When it does not end within a minute.
     pub fn stop(mut self) -> anyhow::Result<ExitStatus> {
-        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM).context("cannot end the daemon")?;
+        self.terminate()?;
+        self.ended()
+    }
+
+    fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(status) = self.child.try_wait()? {
