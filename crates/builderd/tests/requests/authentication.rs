@@ -89,7 +89,9 @@ async fn with_bearer_a_caller_is_whom_the_token_says() {
     let build = build_of(&service, "acme", &[("authorization", &acme)]).await;
 
     for protocol in Protocol::ALL {
-        for (method, body) in requests("acme", &build) {
+        // Who may, does: this one is deleted on the way.
+        let spare = build_of(&service, "acme", &[("authorization", &acme)]).await;
+        for (method, body) in requests("acme", &spare) {
             let ask = async |headers: &[(&str, &str)]| {
                 code(
                     &call(
