@@ -198,6 +198,8 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     let mut fetch = ClientConfig::new(config.workspace_directory.join("cache"))
         .with_cache_limit(blob_cache_bytes)
         .with_max_image_size(config.max_image_bytes)
+        .with_pull_timeout(config.pull_timeout)
+        .with_proxies(config.registry_proxies.clone())
         .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
     if config.development {
         fetch = fetch.with_loopback(Loopback::PlainHttp);

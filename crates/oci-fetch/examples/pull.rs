@@ -35,7 +35,7 @@ async fn main() -> anyhow::Result<()> {
     let client = Client::new(config)?;
     let context = PullContext {
         isolation_key: "me".to_owned(),
-        credentials: credentials(&source)?,
+        credentials: credentials(&source).await?,
     };
 
     let image = client.resolve(&source, &platform, &context).await?;
@@ -80,21 +80,14 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn credentials(source: &ImageSource) -> anyhow::Result<Option<oci_fetch::Credentials>> {
+async fn credentials(source: &ImageSource) -> anyhow::Result<Option<oci_fetch::Credentials>> {
     let ImageSource::Registry(reference) = source else {
         return Ok(None);
     };
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let path = DockerConfig::default_path(variable("DOCKER_CONFIG").as_deref(), variable("HOME").as_deref());
     let Some(path) = path else { return Ok(None) };
-    let config = DockerConfig::load(&path)?;
-    if config.is_in_a_helper(reference.registry()) {
-        eprintln!(
-            "the credentials for {} are in a credential helper, which this program does not use",
-            reference.registry()
-        );
-    }
-    Ok(config.credentials(reference.registry()).cloned())
+    Ok(DockerConfig::load(&path)?.find(reference.registry()).await?)
 }
 
 async fn write_blob(directory: &Path, blob: &Blob) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::auth::{Authenticator, Identity};
-use crate::blob::{Blob, Download, Job, mismatch};
+use crate::blob::{Blob, Deadline, Download, Job, mismatch};
 use crate::cache::{Cache, CacheStatistics, Found};
 use crate::config::ClientConfig;
 use crate::credentials::PullContext;
@@ -114,7 +114,12 @@ impl Client {
         context: &PullContext,
     ) -> Result<Image, FetchError> {
         let image = match source {
-            ImageSource::Registry(reference) => self.resolve_registry(reference, platform, context).await?,
+            ImageSource::Registry(reference) => {
+                let deadline = Deadline::starting_now(self.shared.transport.config().pull_timeout);
+                deadline
+                    .bound(self.resolve_registry(reference, platform, context, deadline))
+                    .await?
+            }
             local => {
                 let (local, platform) = (local.clone(), platform.clone());
                 blocking(move || local::resolve(&local, &platform)).await??
@@ -136,6 +141,7 @@ impl Client {
         reference: &Reference,
         platform: &Platform,
         context: &PullContext,
+        deadline: Deadline,
     ) -> Result<Image, FetchError> {
         let registry = reference.registry();
         if !self.policies.iter().all(|policy| policy.allows(registry)) {
@@ -147,7 +153,7 @@ impl Client {
         let mut last = FetchError::transient(format!("no mirror of registry {registry} can be reached"));
         for (index, session) in sessions.iter().enumerate() {
             match self
-                .resolve_by(session, reference, platform, &sessions[index..])
+                .resolve_by(session, reference, platform, &sessions[index..], deadline)
                 .await
             {
                 Ok(image) => return Ok(image),
@@ -205,6 +211,7 @@ impl Client {
         reference: &Reference,
         platform: &Platform,
         sessions: &[Arc<Session>],
+        deadline: Deadline,
     ) -> Result<Image, FetchError> {
         let (manifest_digest, manifest_bytes, manifest) = find_manifest(session, reference, platform).await?;
         let (config_bytes, _) = session
@@ -224,7 +231,10 @@ impl Client {
             manifest_bytes: manifest_bytes.into(),
             access: Arc::new(ImageAccess {
                 layers: layers.clone(),
-                origin: Origin::Registry(sessions.to_vec()),
+                origin: Origin::Registry {
+                    sessions: sessions.to_vec(),
+                    deadline,
+                },
             }),
             layers,
         })
@@ -261,7 +271,11 @@ impl Client {
                 let on_mismatch = mismatch(&digest);
                 Ok(Blob::unverified(digest, file, None, on_mismatch, |_| ()))
             }
-            Origin::Registry(sessions) => self.open_remote(sessions, descriptor).await,
+            Origin::Registry { sessions, deadline } => {
+                deadline
+                    .bound(self.open_remote(sessions, descriptor, *deadline))
+                    .await
+            }
         }
     }
 
@@ -269,6 +283,7 @@ impl Client {
         &self,
         sessions: &[Arc<Session>],
         layer: &LayerDescriptor,
+        deadline: Deadline,
     ) -> Result<Blob, FetchError> {
         let shared = &self.shared;
         let session = sessions
@@ -292,6 +307,7 @@ impl Client {
                         layer.size_bytes,
                         download,
                         lease,
+                        deadline,
                     ));
                 }
             } else {
@@ -320,6 +336,7 @@ impl Client {
                                 layer.size_bytes,
                                 download,
                                 lease,
+                                deadline,
                             ));
                         }
                         // Somebody else has just started it.

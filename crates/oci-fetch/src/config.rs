@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::FetchError;
+use crate::net::proxy::Proxies;
 use crate::net::resolver::{Resolver, SystemResolver};
 use crate::policy::Policy;
 use crate::reference::normalise_registry;
@@ -45,6 +46,8 @@ pub struct ClientConfig {
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) tls: BTreeMap<String, RegistryTls>,
     pub(crate) mirrors: BTreeMap<String, Mirrors>,
+    pub(crate) proxies: Proxies,
+    pub(crate) pull_timeout: Option<Duration>,
 }
 
 /// Where to look for one registry's images before the registry itself.
@@ -75,7 +78,8 @@ pub enum Loopback {
     PlainHttp,
 }
 
-/// How long the client waits. There is no limit on the whole of a download: a slow one that gets on is let be.
+/// How long the client waits for one thing. None of these limits the whole of a download: a slow one that gets on is let
+/// be, up to [`ClientConfig::with_pull_timeout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// For the TCP and TLS handshakes. Default 10 s.
@@ -144,6 +148,8 @@ impl ClientConfig {
             resolver: Arc::new(SystemResolver),
             tls: BTreeMap::new(),
             mirrors: BTreeMap::new(),
+            proxies: Proxies::none(),
+            pull_timeout: None,
         }
     }
 
@@ -213,6 +219,23 @@ impl ClientConfig {
     #[must_use]
     pub fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
         self.timeouts = timeouts;
+        self
+    }
+
+    /// The longest that an image may take, from the call of [`resolve`](crate::Client::resolve) to the last byte of its
+    /// last layer. What is not there by then fails with `TimedOut` for this caller; others who want the same layer go on.
+    /// Default: no limit.
+    #[must_use]
+    pub fn with_pull_timeout(mut self, limit: Duration) -> Self {
+        self.pull_timeout = Some(limit);
+        self
+    }
+
+    /// Reaches registries through HTTP proxies. Default: none, whatever the environment says. Read what
+    /// [`Proxies`] says about addresses first.
+    #[must_use]
+    pub fn with_proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
         self
     }
 
@@ -364,6 +387,7 @@ impl fmt::Debug for ClientConfig {
             .field("private_registries", &self.private_registries)
             .field("loopback", &self.loopback)
             .field("policy", &self.policy)
+            .field("proxies", &self.proxies)
             .finish_non_exhaustive()
     }
 }

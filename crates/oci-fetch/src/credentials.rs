@@ -16,9 +16,35 @@ pub struct Credentials {
 /// The three kinds; matched on by the authentication code only.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Secret {
-    Basic { user: String, password: String },
-    IdentityToken { token: String },
-    Bearer { token: String },
+    Basic {
+        user: String,
+        password: String,
+    },
+    IdentityToken {
+        token: String,
+    },
+    Bearer {
+        token: String,
+    },
+    /// Of the two kinds above the one that the registry takes.
+    AnyToken {
+        token: String,
+    },
+}
+
+/// A credential in the open, see [`Credentials::reveal`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RevealedCredentials<'a> {
+    /// User name and password.
+    Basic {
+        /// The user name.
+        user: &'a str,
+        /// The password.
+        password: &'a str,
+    },
+    /// A token of whatever kind.
+    Token(&'a str),
 }
 
 /// Who is asking, for whom: the key under which tokens and access proofs are kept apart.
@@ -63,8 +89,38 @@ impl Credentials {
         }
     }
 
+    /// A token of which the caller does not know whether it is an identity token or a ready access token, as in requests
+    /// that have one field for both. The registry's token service is offered it as an identity token first; when that
+    /// refuses it, or the registry has none, it is sent to the registry as it is.
+    #[must_use]
+    pub fn token(token: impl Into<String>) -> Self {
+        Self {
+            secret: Secret::AnyToken { token: token.into() },
+        }
+    }
+
+    /// The secret itself, for who has to hand it on. The result cannot be printed either.
+    #[must_use]
+    pub fn reveal(&self) -> RevealedCredentials<'_> {
+        match &self.secret {
+            Secret::Basic { user, password } => RevealedCredentials::Basic { user, password },
+            Secret::IdentityToken { token } | Secret::Bearer { token } | Secret::AnyToken { token } => {
+                RevealedCredentials::Token(token)
+            }
+        }
+    }
+
     pub(crate) fn secret(&self) -> &Secret {
         &self.secret
+    }
+}
+
+impl fmt::Debug for RevealedCredentials<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Basic { .. } => "RevealedCredentials(basic)",
+            Self::Token(_) => "RevealedCredentials(token)",
+        })
     }
 }
 
@@ -91,6 +147,10 @@ impl CredentialIdentity {
                 part(b"bearer");
                 part(token.as_bytes());
             }
+            Some(Secret::AnyToken { token }) => {
+                part(b"token");
+                part(token.as_bytes());
+            }
         }
         Self(hasher.finalize().into())
     }
@@ -102,6 +162,7 @@ impl fmt::Debug for Credentials {
             Secret::Basic { .. } => "Credentials(basic)",
             Secret::IdentityToken { .. } => "Credentials(identity token)",
             Secret::Bearer { .. } => "Credentials(bearer)",
+            Secret::AnyToken { .. } => "Credentials(token)",
         })
     }
 }
@@ -116,6 +177,7 @@ mod tests {
             Credentials::basic("alice", "hunter2"),
             Credentials::identity_token("hunter2"),
             Credentials::bearer("hunter2"),
+            Credentials::token("hunter2"),
         ] {
             let context = PullContext {
                 isolation_key: "tenant".into(),
@@ -134,6 +196,7 @@ mod tests {
             CredentialIdentity::of(Some(&Credentials::basic("ab", "c"))),
             CredentialIdentity::of(Some(&Credentials::identity_token("a"))),
             CredentialIdentity::of(Some(&Credentials::bearer("a"))),
+            CredentialIdentity::of(Some(&Credentials::token("a"))),
         ];
         for (index, one) in all.iter().enumerate() {
             assert!(all.iter().skip(index + 1).all(|other| other != one));

@@ -40,6 +40,8 @@ pub enum FetchErrorKind {
     Transient,
     /// The other side's answer, document or archive breaks its specification.
     Protocol,
+    /// The image took longer than [`ClientConfig::with_pull_timeout`](crate::ClientConfig::with_pull_timeout) allows.
+    TimedOut,
     /// A well-formed request for something that this crate does not do.
     Unsupported,
     /// What the caller gave cannot be parsed or does not make sense.

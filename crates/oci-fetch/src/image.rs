@@ -94,7 +94,11 @@ pub(crate) struct ImageAccess {
 
 pub(crate) enum Origin {
     /// The mirror that had the image, those behind it, and the registry itself, in the order of asking.
-    Registry(Vec<Arc<crate::registry::Session>>),
+    Registry {
+        sessions: Vec<Arc<crate::registry::Session>>,
+        /// Until when the layers have to be here.
+        deadline: crate::blob::Deadline,
+    },
     /// One file, offset and length per layer.
     Local(Vec<crate::local::LocalBlob>),
 }

@@ -197,6 +197,55 @@ async fn an_identity_token_is_exchanged_by_post() {
 }
 
 #[tokio::test]
+async fn a_token_of_unknown_kind_is_exchanged_or_else_sent_as_it_is() {
+    let image = TestImage::one_layer(1000);
+    let of_token = |token: &str| PullContext {
+        isolation_key: "t".to_owned(),
+        credentials: Some(Credentials::token(token)),
+    };
+    // The token service knows it as an identity token.
+    let users = vec![("alice".to_owned(), "refresh-me".to_owned())];
+    let setup = TokenRegistry {
+        users,
+        ..Default::default()
+    };
+    let server = start(&image, setup).await;
+    let cache = tempfile::tempdir().unwrap();
+    let client = server.client(cache.path());
+    let pulled = pull_with(&client, &server.source("app:1"), &of_token("refresh-me")).await;
+    assert_eq!(pulled.unwrap(), image.layers);
+    assert!(
+        server
+            .log()
+            .iter()
+            .all(|seen| seen.authorization() != Some("Bearer refresh-me"))
+    );
+
+    // The token service refuses it, or there is none: the registry takes it or not.
+    for status in [400, 401, 403, 404, 405] {
+        for challenge in ["Bearer realm=\"http://ADDRESS/token\"", "Basic realm=\"x\""] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let challenge = challenge.replace("ADDRESS", &listener.local_addr().unwrap().to_string());
+            let mut store = Store::default();
+            store.publish("app", "1", &image);
+            let server = Server::on(listener, store, move |seen| {
+                if seen.path.starts_with("/token") {
+                    return Some(Reply::new(status));
+                }
+                (seen.authorization() != Some("Bearer ready")).then(|| Reply::challenge(&challenge))
+            });
+            let cache = tempfile::tempdir().unwrap();
+            let client = server.client(cache.path());
+            let source = server.source("app:1");
+            let pulled = pull_with(&client, &source, &of_token("ready")).await;
+            assert_eq!(pulled.unwrap(), image.layers, "{status}");
+            let refused = pull_with(&client, &source, &of_token("wrong")).await;
+            assert_eq!(kind(refused), FetchErrorKind::Unauthorized, "{status}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn plain_basic_and_ready_bearer_go_out_only_after_a_challenge() {
     let image = TestImage::one_layer(1000);
     let good = basic("alice", "secret");

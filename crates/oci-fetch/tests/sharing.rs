@@ -159,6 +159,42 @@ async fn a_download_that_nobody_wants_any_more_stops_and_frees_its_slot() {
 }
 
 #[tokio::test]
+async fn a_pull_ends_for_one_party_when_its_time_is_over() {
+    let image = TestImage::one_layer(500_000);
+    let digest = Digest::sha256(&image.layers[0]).to_string();
+    let layer = image.layers[0].clone();
+    let server = Server::with_image(&image, move |seen| {
+        seen.path
+            .ends_with(&digest)
+            .then(|| Reply::ok("x", layer.clone()).manner(Manner::StallAt(200_000)))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    // Longer than the limit, so that nothing else ends the wait.
+    let patient = oci_fetch::Timeouts {
+        no_progress: Duration::from_secs(3600),
+        ..oci_fetch::Timeouts::default()
+    };
+    let config = server
+        .config(cache.path())
+        .with_timeouts(patient)
+        .with_pull_timeout(Duration::from_secs(600));
+    let client = Client::new(config).unwrap();
+    let found = resolve(&client, &server.source("app:1")).await.unwrap();
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    let mut reader = blob.reader();
+    reader.read_exact(&mut vec![0; 200_000]).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(600)).await;
+    let cause = reader.read(&mut [0]).await.unwrap_err();
+    assert!(
+        cause.to_string().contains("longer than the 600 seconds"),
+        "{cause}"
+    );
+    assert_eq!(kind(blob.verified().await), FetchErrorKind::TimedOut);
+}
+
+#[tokio::test]
 async fn one_partys_failing_rights_do_not_fail_the_other() {
     let image = TestImage::one_layer(300_000);
     let digest = Digest::sha256(&image.layers[0]).to_string();

@@ -94,7 +94,7 @@ fn credentials(
         }
     }
     Ok(if !given.token.is_empty() {
-        Some(Credentials::identity_token(given.token.reveal()))
+        Some(Credentials::token(given.token.reveal()))
     } else if !given.username.is_empty() || !given.password.is_empty() {
         Some(Credentials::basic(&given.username, given.password.reveal()))
     } else {
@@ -121,6 +121,7 @@ pub(super) fn explain(error: &FetchError) -> BuildError {
             field: "docker_image.image_uri",
         },
         FetchErrorKind::Transient => BuildErrorKind::RegistryUnreachable,
+        FetchErrorKind::TimedOut => BuildErrorKind::TimedOut,
         FetchErrorKind::Protocol | FetchErrorKind::Unsupported => BuildErrorKind::UnsupportedImage,
         FetchErrorKind::Io => {
             if has_io_cause(error, std::io::ErrorKind::StorageFull) {

@@ -1,5 +1,6 @@
 //! `builderd build`: one image, without a service.
 
+mod login;
 mod request;
 mod show;
 
@@ -16,7 +17,7 @@ use builder_core::{
     worker::ProcessLauncher,
 };
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
-use oci_fetch::{Client, ClientConfig, ImageSource, Loopback};
+use oci_fetch::{Client, ClientConfig, ImageSource, Loopback, Proxies};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,10 @@ IMAGE is one of
   oci:DIR[:TAG]                 an OCI image layout
   oci-archive:FILE[:TAG]        the same in a tar file
   docker-archive:FILE[:TAG]     what `docker save` writes
+
+Registries are reached through the proxies of HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and with the credentials that \
+`docker login` has stored (DOCKER_CONFIG/config.json, else ~/.docker/config.json, credential helpers included), unless \
+others are given.
 
 What happens is shown on standard error: as a bar on a terminal, as lines otherwise. Standard output gets the path of \
 the image, or with --json one JSON object a line for everything that happens, the last of which is the result.
@@ -102,13 +107,18 @@ async fn build(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Outcome, Failure> {
-    let request = arguments.request()?;
+    let mut request = arguments.request()?;
     let source: ImageSource = arguments
         .image
         .parse()
         .map_err(|error| Failure::new(Exit::Usage, format!("IMAGE: {}", chain(&error))))?;
     if !arguments.force {
         refuse_existing(&arguments.output)?;
+    }
+    if request.source.credentials.is_none()
+        && let ImageSource::Registry(reference) = &source
+    {
+        request.source.credentials = login::stored(reference.registry(), show).await?;
     }
     let cache = cache_directory(arguments)?;
     let unusable = |error: io::Error| {
@@ -180,6 +190,7 @@ fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<C
     let mut config = ClientConfig::new(cache.join("cache"))
         .with_cache_limit(MAX_BLOB_CACHE_BYTES)
         .with_loopback(Loopback::Tls)
+        .with_proxies(proxies()?)
         .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
     if let ImageSource::Registry(reference) = source {
         let registry = reference.registry();
@@ -195,6 +206,12 @@ fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<C
         ));
     }
     Client::new(config).map_err(failed)
+}
+
+/// Those of the environment: here the caller is the operator.
+fn proxies() -> Result<Proxies, Failure> {
+    Proxies::from_variables(|name| env::var(name).ok())
+        .map_err(|error| Failure::new(Exit::Usage, chain(&error)))
 }
 
 /// `--cache-dir`, or where the user's caches are.

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use assetclient::ServiceName;
 use builder_core::request::Backend;
+use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
 
 use super::values::{ConfigError, Values};
@@ -57,6 +58,10 @@ pub struct Config {
     /// Asked for the images of `docker.io` before `docker.io` is: `https://host[:port]`, `http://host[:port]`, or
     /// `host[:port]` for https.
     pub registry_mirror: Option<String>,
+    /// The longest that the pull of one image may take.
+    pub pull_timeout: Duration,
+    /// The proxies that registries are reached through.
+    pub registry_proxies: Proxies,
     /// Registries that may be pulled from, as patterns; empty for those of the tenant's tier.
     pub allowed_registries: Vec<String>,
     /// Registries that are spoken to over plain HTTP.
@@ -113,6 +118,7 @@ impl Config {
         }
         let asset_manager = asset_manager(values, &mut errors);
         let tokens_file = tokens_file(values, &mut errors);
+        let registry_proxies = registry_proxies(values, &mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -143,6 +149,8 @@ impl Config {
             max_image_bytes: values.gibibytes("DOCKER_MAX_IMAGE_SIZE_GB"),
             registry_mirror: Some(values.text("DOCKER_REGISTRY_MIRROR").to_owned())
                 .filter(|mirror| !mirror.is_empty()),
+            pull_timeout: values.duration("DOCKER_PULL_TIMEOUT"),
+            registry_proxies,
             allowed_registries: values.list("DOCKER_ALLOWED_REGISTRIES"),
             insecure_registries: values.list("DOCKER_INSECURE_REGISTRIES"),
             default_tier: match values.text("TENANT_DEFAULT_TIER") {
@@ -227,6 +235,27 @@ fn tokens_file(values: &Values, errors: &mut Vec<ConfigError>) -> Option<PathBuf
         _ => {}
     }
     None
+}
+
+/// The proxies that the operator has set; those of the environment are not the daemon's.
+fn registry_proxies(values: &Values, errors: &mut Vec<ConfigError>) -> Proxies {
+    type With = fn(Proxies, &str) -> Result<Proxies, oci_fetch::FetchError>;
+    let mut proxies = Proxies::none();
+    for (name, with) in [
+        ("DOCKER_HTTP_PROXY", Proxies::with_http as With),
+        ("DOCKER_HTTPS_PROXY", Proxies::with_https),
+        ("DOCKER_NO_PROXY", Proxies::with_exceptions),
+    ] {
+        let value = values.text(name);
+        if value.is_empty() {
+            continue;
+        }
+        match with(proxies.clone(), value) {
+            Ok(changed) => proxies = changed,
+            Err(error) => errors.push(values.refuse(name, error.to_string())),
+        }
+    }
+    proxies
 }
 
 /// Where images are registered, when they are.

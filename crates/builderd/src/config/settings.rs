@@ -320,14 +320,33 @@ pub const SETTINGS: &[Setting] = &[
         "DOCKER_PULL_TIMEOUT",
         "10m",
         DURATION,
-        "The longest that a pull may take",
-    )
-    .not_yet("a pull that stands still ends by itself, and BUILD_TIMEOUT bounds the whole build"),
+        "The longest that the pull of one image may take",
+    ),
     works(
         "DOCKER_REGISTRY_MIRROR",
         "",
         Form::Text,
         "Registry to ask before docker.io, as https://host:port",
+    ),
+    works(
+        "DOCKER_HTTP_PROXY",
+        "",
+        Form::Text,
+        "Proxy for registries over plain HTTP, as http://host:port; it must refuse private destinations itself",
+    )
+    .secret(),
+    works(
+        "DOCKER_HTTPS_PROXY",
+        "",
+        Form::Text,
+        "Proxy for registries over TLS, as http://host:port; it must refuse private destinations itself",
+    )
+    .secret(),
+    works(
+        "DOCKER_NO_PROXY",
+        "",
+        Form::List,
+        "Domains, addresses and networks that are reached without a proxy",
     ),
     works(
         "DOCKER_ALLOWED_REGISTRIES",

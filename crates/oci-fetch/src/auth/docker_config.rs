@@ -8,21 +8,31 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use serde::Deserialize;
 
+use crate::auth::helper::Helper;
 use crate::credentials::Credentials;
 use crate::error::{FetchError, FetchErrorKind};
-use crate::reference::normalise_registry;
+use crate::reference::{DOCKER_HUB, normalise_registry};
 
 /// The largest file that is read.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What `docker login` has stored in `config.json`.
+/// How Docker's programs call Docker Hub when they ask a helper.
+const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
+
+/// What `docker login` has stored in `config.json`, or in the credential helpers that it names (`credHelpers`,
+/// `credsStore`).
 ///
-/// Only the `auths` section is used: `credsStore` and `credHelpers` name programs, and this crate starts none. A registry
-/// whose entry is empty because its secret is in such a store is reported by [`is_in_a_helper`](Self::is_in_a_helper).
+/// For the person whose file it is, never for a file from a stranger: [`find`](Self::find) runs the programs
+/// `docker-credential-NAME` that the file names.
 #[derive(Clone, Default)]
 pub struct DockerConfig {
     auths: BTreeMap<String, Credentials>,
-    elsewhere: Vec<String>,
+    /// By registry.
+    helpers: BTreeMap<String, Helper>,
+    /// The name of the helper for all other registries.
+    store: Option<String>,
+    /// Where helpers are; `None` for `PATH`.
+    helper_directory: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -30,6 +40,7 @@ pub struct DockerConfig {
 struct RawConfig {
     auths: Option<BTreeMap<String, RawAuth>>,
     cred_helpers: Option<BTreeMap<String, String>>,
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -93,29 +104,55 @@ impl DockerConfig {
                 // The key that is spelled exactly as the registry wins over `https://…/v1/`.
                 Some(found) if registry == key => drop(config.auths.insert(registry, found)),
                 Some(found) => drop(config.auths.entry(registry).or_insert(found)),
-                None => config.elsewhere.push(registry),
+                // Its secret is in a helper, or it is of no use.
+                None => {}
             }
         }
-        config.elsewhere.extend(
-            raw.cred_helpers
-                .unwrap_or_default()
-                .keys()
-                .filter_map(|key| registry_of(key)),
-        );
+        for (key, name) in raw.cred_helpers.unwrap_or_default() {
+            if let Some(registry) = registry_of(&key)
+                && let Some(helper) = Helper::new(&name, server_of(&registry))
+            {
+                config.helpers.insert(registry, helper);
+            }
+        }
+        config.store = raw.creds_store.filter(|name| !name.is_empty());
         Ok(config)
     }
 
-    /// The credentials for a registry (`host[:port]`; every name of Docker Hub).
+    /// Looks for helpers in this directory instead of in those of `PATH`.
+    #[must_use]
+    pub fn with_helper_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.helper_directory = Some(directory.into());
+        self
+    }
+
+    /// The credentials for a registry (`host[:port]`; every name of Docker Hub) as far as they are in the file itself.
     #[must_use]
     pub fn credentials(&self, registry: &str) -> Option<&Credentials> {
         self.auths.get(&normalise_registry(registry).ok()?)
     }
 
-    /// Whether Docker would ask a helper program for this registry's credentials, which this crate does not.
-    #[must_use]
-    pub fn is_in_a_helper(&self, registry: &str) -> bool {
-        self.credentials(registry).is_none()
-            && normalise_registry(registry).is_ok_and(|registry| self.elsewhere.contains(&registry))
+    /// The credentials for a registry, as Docker itself would find them: from the registry's own helper, else from the
+    /// common one, else from the file.
+    ///
+    /// A helper gets 30 seconds and 64 KiB; what it prints is in no error. A dropped future ends it.
+    ///
+    /// # Errors
+    /// `Io` when the helper cannot be run, `Unauthorized` when it fails, takes too long or does not keep to its protocol.
+    pub async fn find(&self, registry: &str) -> Result<Option<Credentials>, FetchError> {
+        let Ok(registry) = normalise_registry(registry) else {
+            return Ok(None);
+        };
+        let common = || Helper::new(self.store.as_deref()?, server_of(&registry));
+        if let Some(mut helper) = self.helpers.get(&registry).cloned().or_else(common) {
+            if let Some(directory) = &self.helper_directory {
+                helper = helper.in_directory(directory.clone());
+            }
+            if let Some(found) = helper.ask().await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(self.auths.get(&registry).cloned())
     }
 }
 
@@ -124,6 +161,8 @@ impl fmt::Debug for DockerConfig {
         formatter
             .debug_struct("DockerConfig")
             .field("registries", &self.auths.keys())
+            .field("helpers", &self.helpers)
+            .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }
@@ -136,6 +175,15 @@ fn registry_of(key: &str) -> Option<String> {
         .unwrap_or(key);
     let host = key.split('/').next()?;
     normalise_registry(host).ok()
+}
+
+/// How a registry is called when a helper is asked.
+fn server_of(registry: &str) -> &str {
+    if registry == DOCKER_HUB {
+        DOCKER_HUB_SERVER
+    } else {
+        registry
+    }
 }
 
 fn credentials(entry: &RawAuth) -> Option<Credentials> {
@@ -214,11 +262,40 @@ mod tests {
         ] {
             assert_eq!(config.credentials(registry), expected.as_ref(), "{registry}");
         }
-        assert!(
-            config.is_in_a_helper("d.io") && config.is_in_a_helper("h.io") && !config.is_in_a_helper("a.io")
-        );
         assert!(!format!("{config:?}").contains("p:q"));
         assert!(DockerConfig::parse(b"[]").is_err());
+    }
+
+    #[tokio::test]
+    async fn helpers_are_asked_before_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, known) in [("own", "h.io"), ("common", "https://index.docker.io/v1/")] {
+            let path = directory.path().join(format!("docker-credential-{name}"));
+            let script = format!(
+                "read -r server\nif [ \"$server\" = {known} ]; then echo '{{\"Username\":\"{name}\",\"Secret\":\"s\"}}'; \
+                 else echo credentials not found in native keychain; exit 1; fi"
+            );
+            crate::auth::helper::tests::write_program(&path, &script);
+        }
+        let text = r#"{"auths":{"docker.io":{},"f.io":{"auth":"dTpw"},"h.io":{"auth":"dTpw"},"i.io":{"auth":"dTpw"}},
+            "credHelpers":{"https://h.io":"own","i.io":"../evil"},"credsStore":"common"}"#;
+        let config = DockerConfig::parse(text.as_bytes())
+            .unwrap()
+            .with_helper_directory(directory.path());
+        for (registry, expected) in [
+            ("h.io", Some(Credentials::basic("own", "s"))),
+            ("index.docker.io", Some(Credentials::basic("common", "s"))),
+            ("f.io", Some(Credentials::basic("u", "p"))),
+            ("i.io", Some(Credentials::basic("u", "p"))),
+            ("g.io", None),
+        ] {
+            assert_eq!(config.find(registry).await.unwrap(), expected, "{registry}");
+        }
+        let text = r#"{"credsStore":"missing"}"#;
+        let config = DockerConfig::parse(text.as_bytes())
+            .unwrap()
+            .with_helper_directory(directory.path());
+        assert_eq!(config.find("a.io").await.unwrap_err().kind(), &FetchErrorKind::Io);
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 pub(crate) mod challenge;
 pub(crate) mod docker_config;
+mod helper;
 mod token;
 
 use std::collections::HashMap;
@@ -151,6 +152,7 @@ impl Authenticator {
             (Some(Challenge::Basic), Some(Secret::Basic { user, password })) => {
                 fixed(basic_header(user, password)?)
             }
+            (Some(Challenge::Basic), Some(Secret::AnyToken { token })) => fixed(bearer_header(token)?),
             (Some(Challenge::Basic), Some(Secret::IdentityToken { .. })) => Err(FetchError::new(
                 FetchErrorKind::Unauthorized,
                 format!(

@@ -52,7 +52,10 @@ pub(super) async fn fetch(
     let secret = identity.credentials.as_ref().map(Credentials::secret);
     let realm = check_realm(route, realm, secret.is_some())?;
     let mut attempts = Attempts::new(transport.config().retry);
-    let mut must_post = matches!(secret, Some(Secret::IdentityToken { .. }));
+    let mut must_post = matches!(
+        secret,
+        Some(Secret::IdentityToken { .. } | Secret::AnyToken { .. })
+    );
     loop {
         let (url, form, authorization) = if must_post {
             (realm.clone(), Some(oauth_form(secret, service, scope)), None)
@@ -86,6 +89,13 @@ pub(super) async fn fetch(
                 Ok(token) => return Ok(token),
                 Err(error) => attempts.pause(error, None).await?,
             },
+            // No identity token, then: the registry itself will say whether it is an access token.
+            400 | 401 | 403 | 404 | 405 if let Some(token) = unknown_token(secret) => {
+                return Ok(Token {
+                    token: token.to_owned(),
+                    refresh_at: asked_at + MIN_LIFETIME,
+                });
+            }
             // Some services speak only one of the two protocols.
             400 | 404 | 405 if !must_post && matches!(secret, Some(Secret::Basic { .. })) => must_post = true,
             401 | 403 => return Err(refused(route, secret.is_some())),
@@ -132,6 +142,13 @@ async fn read(
     })
 }
 
+fn unknown_token(secret: Option<&Secret>) -> Option<&str> {
+    match secret {
+        Some(Secret::AnyToken { token }) => Some(token),
+        _ => None,
+    }
+}
+
 fn refused(route: &Route, has_secret: bool) -> FetchError {
     let registry = &route.registry;
     FetchError::new(
@@ -166,7 +183,7 @@ fn query_url(realm: &Url, service: Option<&str>, scope: &str) -> Url {
 fn oauth_form(secret: Option<&Secret>, service: Option<&str>, scope: &str) -> String {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
     match secret {
-        Some(Secret::IdentityToken { token }) => {
+        Some(Secret::IdentityToken { token } | Secret::AnyToken { token }) => {
             form.append_pair("grant_type", "refresh_token")
                 .append_pair("refresh_token", token);
         }

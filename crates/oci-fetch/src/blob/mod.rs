@@ -1,6 +1,7 @@
 //! One layer's bytes: readable in order while they arrive, trusted when digest and size are right.
 
 mod access;
+mod deadline;
 mod download;
 mod reader;
 mod verify;
@@ -13,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+pub(crate) use crate::blob::deadline::Deadline;
 pub(crate) use crate::blob::download::{Download, Job};
 pub use crate::blob::reader::BlobReader;
 pub(crate) use crate::blob::verify::mismatch;
@@ -48,6 +50,8 @@ struct Shared {
     progress: Arc<Progress>,
     /// Keeps the download running.
     download: Option<Download>,
+    /// Until when it has to end for this caller.
+    deadline: Deadline,
     /// Stops the hashing of a local file.
     _verification: Option<verify::Verification>,
     /// Keeps the blob in the cache.
@@ -71,7 +75,13 @@ pub(crate) enum Phase {
 }
 
 impl Blob {
-    pub(crate) fn downloading(digest: Digest, size_bytes: u64, download: Download, lease: Lease) -> Self {
+    pub(crate) fn downloading(
+        digest: Digest,
+        size_bytes: u64,
+        download: Download,
+        lease: Lease,
+        deadline: Deadline,
+    ) -> Self {
         let progress = Arc::clone(download.progress());
         Self {
             shared: Arc::new(Shared {
@@ -80,6 +90,7 @@ impl Blob {
                 is_from_network: true,
                 progress,
                 download: Some(download),
+                deadline,
                 _verification: None,
                 _lease: Some(lease),
             }),
@@ -126,6 +137,7 @@ impl Blob {
                 is_from_network: false,
                 progress,
                 download: None,
+                deadline: Deadline::starting_now(None),
                 _verification: verification,
                 _lease: lease,
             }),
@@ -176,6 +188,7 @@ impl Blob {
             biased;
             refusal = self.shared.refused() => return Err(refusal),
             ended = phase.wait_for(|phase| !matches!(phase, Phase::Running)) => ended.map(|phase| phase.clone()),
+            late = self.shared.deadline.passed() => return Err(late),
         };
         let ended = ended.map_err(|_| given_up())?;
         match ended {

@@ -73,6 +73,7 @@ impl BlobReader {
                     Ok(Phase::Failed(error)) => error.clone(),
                     _ => given_up(),
                 },
+                late = shared.deadline.passed() => late,
             };
             Err(io::Error::other(error))
         }))

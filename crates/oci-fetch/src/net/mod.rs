@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod content_range;
+pub(crate) mod proxy;
 pub(crate) mod resolver;
 pub(crate) mod response;
 pub(crate) mod retry;
@@ -19,6 +20,7 @@ use url::Url;
 use crate::config::{ClientConfig, RegistryTls};
 use crate::error::{FetchError, FetchErrorKind};
 use crate::net::address::Reach;
+use crate::net::proxy::{ProxyResolver, is_inside_name};
 use crate::net::resolver::{AddressDenied, GuardedResolver};
 use crate::net::response::Answer;
 use crate::net::route::{Route, same_origin};
@@ -59,6 +61,8 @@ pub(crate) struct Transport {
 struct ClientKey {
     reach: Reach,
     tls: Option<String>,
+    /// The proxy that all connections of this client go to.
+    proxy: Option<Url>,
 }
 
 impl Transport {
@@ -74,6 +78,7 @@ impl Transport {
             transport.client(ClientKey {
                 reach: Reach::Public,
                 tls: Some(registry.clone()),
+                proxy: None,
             })?;
         }
         Ok(transport)
@@ -98,7 +103,12 @@ impl Transport {
             let tls = route
                 .tls_name(&url)
                 .filter(|name| self.config.tls.contains_key(name));
-            let client = self.client(ClientKey { reach, tls })?;
+            let proxy = self.config.proxies.for_url(&url).cloned();
+            if proxy.is_some() && reach != Reach::Private && is_inside_name(&url) {
+                return Err(route.denied());
+            }
+            let is_proxied = proxy.is_some();
+            let client = self.client(ClientKey { reach, tls, proxy })?;
             let mut builder = client
                 .request(request.method.clone(), url.clone())
                 // A body that is encoded once more would have another digest.
@@ -125,7 +135,7 @@ impl Transport {
                 .map_err(|_| {
                     FetchError::transient(format!("registry {} did not answer in time", route.registry))
                 })?
-                .map_err(|error| send_error(route, error))?;
+                .map_err(|error| send_error(route, error, is_proxied))?;
             if !is_redirect(response.status()) || request.form.is_some() {
                 return Ok(Answer {
                     response,
@@ -150,7 +160,7 @@ impl Transport {
             .tls
             .as_ref()
             .and_then(|registry| self.config.tls.get(registry));
-        let client = build_client(&self.config, key.reach, tls)?;
+        let client = build_client(&self.config, key.reach, tls, key.proxy.as_ref())?;
         clients.insert(key, client.clone());
         Ok(client)
     }
@@ -160,6 +170,7 @@ fn build_client(
     config: &ClientConfig,
     reach: Reach,
     tls: Option<&RegistryTls>,
+    proxy: Option<&Url>,
 ) -> Result<reqwest::Client, FetchError> {
     let invalid = |what: &str, error: reqwest::Error| {
         FetchError::with_source(FetchErrorKind::InvalidInput, what.to_owned(), error.without_url())
@@ -176,12 +187,19 @@ fn build_client(
         ),
         None => None,
     };
+    let forward = match proxy {
+        Some(proxy) => {
+            let forward = reqwest::Proxy::all(proxy.clone());
+            Some(forward.map_err(|error| invalid("proxy cannot be used", error))?)
+        }
+        None => None,
+    };
     let builder = || {
         let builder = reqwest::Client::builder()
             .user_agent(&config.user_agent)
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            // A proxy would resolve names itself, past the address filter.
+            // Never the environment's: a proxy resolves names itself, past the address filter.
             .no_proxy()
             // Many connections beat many streams on one: a blob stream over HTTP/2 shares one window with its peers.
             .http1_only()
@@ -193,11 +211,18 @@ fn build_client(
             .no_deflate()
             .retry(reqwest::retry::never())
             .connect_timeout(config.timeouts.connect)
-            .tcp_nodelay(true)
-            .dns_resolver(Arc::new(GuardedResolver {
-                inner: Arc::clone(&config.resolver),
-                reach,
-            }));
+            .tcp_nodelay(true);
+        let resolver = |reach| GuardedResolver {
+            inner: Arc::clone(&config.resolver),
+            reach,
+        };
+        let builder = match (proxy, &forward) {
+            // The proxy itself is the operator's word and may be anywhere inside.
+            (Some(proxy), Some(forward)) => builder
+                .proxy(forward.clone())
+                .dns_resolver(ProxyResolver::new(proxy, resolver(Reach::Private))),
+            _ => builder.dns_resolver(Arc::new(resolver(reach))),
+        };
         match &identity {
             Some(identity) => builder.identity(identity.clone()),
             None => builder,
@@ -245,7 +270,7 @@ fn redirect_target(route: &Route, from: &Url, response: &reqwest::Response) -> R
 }
 
 /// Sorts a failure to get a response at all.
-fn send_error(route: &Route, error: reqwest::Error) -> FetchError {
+fn send_error(route: &Route, error: reqwest::Error, is_proxied: bool) -> FetchError {
     let error = error.without_url();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -255,7 +280,9 @@ fn send_error(route: &Route, error: reqwest::Error) -> FetchError {
         cause = inner.source();
     }
     let registry = &route.registry;
-    let message = if error.is_connect() {
+    let message = if error.is_connect() && is_proxied {
+        format!("failed to connect to registry {registry} through the proxy")
+    } else if error.is_connect() {
         format!("failed to connect to registry {registry}")
     } else if error.is_timeout() {
         format!("registry {registry} did not answer in time")

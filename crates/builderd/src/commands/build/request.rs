@@ -76,11 +76,11 @@ pub(super) struct Arguments {
     #[arg(long)]
     pub(super) plain_http: bool,
 
-    /// User name for the registry
+    /// User name for the registry [default: what `docker login` has stored, if anything]
     #[arg(long, value_name = "NAME", requires = "password_stdin")]
     username: Option<String>,
 
-    /// Read the registry's password from standard input; without --username, an identity token
+    /// Read the registry's password from standard input; without --username, a token
     #[arg(long)]
     password_stdin: bool,
 
@@ -178,6 +178,7 @@ impl Arguments {
         })
     }
 
+    /// What was given on the command line.
     fn credentials(&self) -> Result<Option<RegistryCredentials>, Failure> {
         if !self.password_stdin {
             return Ok(None);
