@@ -30,8 +30,13 @@ fn builderd(directory: &Path) -> Command {
             command.env_remove(name);
         }
     }
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        command.env_remove(name).env_remove(name.to_ascii_lowercase());
+    }
     command
         .current_dir(directory)
+        // What is stored for whoever runs the tests is none of theirs.
+        .env("DOCKER_CONFIG", directory.join("docker"))
         .env("XDG_CACHE_HOME", directory.join("cache"))
         .stdin(Stdio::null());
     command
@@ -432,6 +437,75 @@ fn a_password_comes_by_standard_input_and_is_shown_nowhere() {
         let said = text(&output.stdout) + &text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(!said.contains("hunter"), "{said}");
+    }
+}
+
+#[test]
+fn credentials_that_docker_has_stored_are_used() {
+    let registry = Registry::start_with(Authentication::basic("robot", "hunter2")).unwrap();
+    let reference = registry.publish("team/app", "v1", &sample());
+    let host = registry.host();
+    let directory = tempfile::tempdir().unwrap();
+    let docker = directory.path().join("docker");
+    fs::create_dir(&docker).unwrap();
+    // The helper is written by another process, so that no child of this one holds it open for writing.
+    let script = r#"printf '#!/bin/sh\necho %s\n' "'{\"Username\":\"robot\",\"Secret\":\"hunter2\"}'" > "$0"; chmod 700 "$0""#;
+    let written = Command::new("sh")
+        .args(["-c", script])
+        .arg(docker.join("docker-credential-test"))
+        .status();
+    assert!(written.unwrap().success());
+    // Base64 of robot:hunter2 and of robot:hunter3.
+    for (config, code, expected) in [
+        (
+            r#"{"auths":{"HOST":{"auth":"cm9ib3Q6aHVudGVyMg=="}}}"#,
+            0,
+            "\"completed\"",
+        ),
+        (
+            r#"{"auths":{"https://HOST/v2/":{"auth":"cm9ib3Q6aHVudGVyMg=="}}}"#,
+            0,
+            "\"completed\"",
+        ),
+        (
+            r#"{"auths":{"HOST":{"auth":"cm9ib3Q6aHVudGVyMw=="}}}"#,
+            77,
+            "other credentials",
+        ),
+        (
+            r#"{"auths":{"other.example":{"auth":"cm9ib3Q6aHVudGVyMg=="}}}"#,
+            77,
+            "wants a user name",
+        ),
+        (r#"{"credHelpers":{"HOST":"test"}}"#, 0, "\"completed\""),
+        (
+            r#"{"credsStore":"missing"}"#,
+            77,
+            "credential helper docker-credential-missing cannot be run",
+        ),
+        ("[", 65, "docker config.json is malformed"),
+    ] {
+        fs::write(docker.join("config.json"), config.replace("HOST", &host)).unwrap();
+        let path = std::env::join_paths([docker.as_path(), Path::new("/usr/bin"), Path::new("/bin")]);
+        let output = builderd(directory.path())
+            .env("PATH", path.unwrap())
+            .args([
+                "build",
+                &reference,
+                "-o",
+                "a.ext4",
+                "--plain-http",
+                "--json",
+                "--force",
+            ])
+            .output()
+            .unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{config}: {said}");
+        assert!(
+            said.contains(expected) && !said.contains("hunter"),
+            "{config}: {said}"
+        );
     }
 }
 

@@ -336,6 +336,34 @@ fn working_variables_take_effect() {
             |config| config.tenant_defaults.build_time.as_secs().to_string(),
             "480",
         ),
+        (
+            "DOCKER_PULL_TIMEOUT",
+            "90s",
+            |config| config.pull_timeout.as_secs().to_string(),
+            "90",
+        ),
+        (
+            "DOCKER_HTTP_PROXY",
+            "http://proxy:3128",
+            |config| config.registry_proxies.is_none().to_string(),
+            "false",
+        ),
+        (
+            "DOCKER_HTTPS_PROXY",
+            "http://user:secret@proxy:3128",
+            |config| config.registry_proxies.is_none().to_string(),
+            "false",
+        ),
+        (
+            "DOCKER_NO_PROXY",
+            "example.com,10.0.0.0/8",
+            |config| {
+                format!("{:?}", config.registry_proxies)
+                    .contains("example.com")
+                    .to_string()
+            },
+            "true",
+        ),
     ];
     for (name, value, seen, expected) in cases {
         let config =
@@ -536,6 +564,26 @@ fn an_empty_variable_is_an_unset_one() {
             .all(|setting| values.source(setting.name) != Source::Variable)
     );
     collect(&[("NO_SUCH_SETTING", "")], None).unwrap();
+}
+
+#[test]
+fn a_proxy_of_another_form_is_refused_without_its_password() {
+    for (name, value, expected) in [
+        (
+            "DOCKER_HTTPS_PROXY",
+            "http://user:hunter2@proxy/path",
+            "http://[user:password@]host[:port]",
+        ),
+        ("DOCKER_HTTP_PROXY", "socks5://user:hunter2@proxy", "SOCKS"),
+        ("DOCKER_NO_PROXY", "10.0.0.0/33", "10.0.0.0/8"),
+    ] {
+        let errors = production(&[(name, value)]).unwrap_err();
+        let text = errors.iter().map(ToString::to_string).collect::<String>();
+        assert!(
+            text.contains(name) && text.contains(expected) && !text.contains("hunter2"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -19,8 +19,8 @@ use crate::image::{
 use crate::local::{self, LocalBlob};
 use crate::manifest::{self, Document, Manifest};
 use crate::net::Transport;
+use crate::net::gate::Gate;
 use crate::net::route::Route;
-use crate::net::slots::FairSemaphore;
 use crate::platform::Platform;
 use crate::policy::Policy;
 use crate::reference::Reference;
@@ -45,7 +45,7 @@ struct Shared {
     authenticator: Arc<Authenticator>,
     cache: Arc<Cache>,
     jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
-    running_jobs: Arc<FairSemaphore>,
+    running_jobs: Arc<Gate>,
     /// Mirrors that could not be reached, and until when they are left out.
     mirrors_down: Mutex<HashMap<String, Instant>>,
 }
@@ -67,7 +67,7 @@ impl Client {
         let cache = Arc::new(Cache::open(&config)?);
         let policies = Arc::from([config.policy.clone()]);
         let max_image_size_bytes = config.max_image_size_bytes;
-        let running_jobs = Arc::new(FairSemaphore::new(config.connections_total));
+        let running_jobs = Arc::new(Gate::fixed(config.connections_total));
         let transport = Arc::new(Transport::new(Arc::new(config))?);
         Ok(Self {
             shared: Arc::new(Shared {

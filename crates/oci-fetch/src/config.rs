@@ -141,7 +141,7 @@ impl ClientConfig {
             max_image_size_bytes: None,
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
-            connections_per_host: 8,
+            connections_per_host: 16,
             connections_total: 64,
             ranges: Ranges::default(),
             user_agent: concat!("oci-fetch/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -246,7 +246,12 @@ impl ClientConfig {
         self
     }
 
-    /// The most connections to one registry, and in all, that transfer blobs at one time. Default 8 and 64; at least 1.
+    /// The most connections to one registry, and in all, that transfer blobs at one time; documents have as many of their
+    /// own. Default 16 and 64; at least 1.
+    ///
+    /// A registry begins with 6 (or `per_host`, if that is less). The number grows by one after as many answers, and is halved
+    /// when the registry says that it is too much (503) or does not answer; 429 halves what the key that got it may use. No isolation key holds more than three
+    /// quarters of either number, and what becomes free goes to the key that holds the fewest.
     #[must_use]
     pub fn with_connections(mut self, per_host: usize, total: usize) -> Self {
         self.connections_per_host = per_host.max(1);

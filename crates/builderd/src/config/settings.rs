@@ -345,7 +345,7 @@ pub const SETTINGS: &[Setting] = &[
     works(
         "DOCKER_NO_PROXY",
         "",
-        Form::List,
+        Form::Text,
         "Domains, addresses and networks that are reached without a proxy",
     ),
     works(

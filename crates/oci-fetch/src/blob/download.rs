@@ -17,9 +17,10 @@ use crate::blob::{Phase, Progress, given_up};
 use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
+use crate::net::gate::Gate;
 use crate::net::response::Answer;
 use crate::net::retry::Attempts;
-use crate::net::slots::{FairSemaphore, Traffic};
+use crate::net::slots::Traffic;
 use crate::registry::{Ask, Session};
 
 /// Chunks on their way to the writer. A chunk is at most as large as the HTTP client's read buffer, some hundred KiB.
@@ -53,7 +54,7 @@ impl Job {
     /// Starts a download. `limit` bounds the jobs that run at one time, because each has a thread that writes.
     pub(crate) fn start(
         cache: Arc<Cache>,
-        limit: Arc<FairSemaphore>,
+        limit: Arc<Gate>,
         sessions: &[Arc<Session>],
         digest: Digest,
         size_bytes: u64,
@@ -155,7 +156,7 @@ impl Drop for Download {
 }
 
 /// The job's task. Aborted, it drops the channel to the writer, which then keeps the part and ends.
-async fn run(limit: Arc<FairSemaphore>, party: String, fetcher: Fetcher, writer: Writer) {
+async fn run(limit: Arc<Gate>, party: String, fetcher: Fetcher, writer: Writer) {
     let _running = limit.acquire(&party).await;
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let (started, starts) = oneshot::channel();

@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod content_range;
+pub(crate) mod gate;
 pub(crate) mod proxy;
 pub(crate) mod resolver;
 pub(crate) mod response;
@@ -134,8 +135,11 @@ impl Transport {
                 .await
                 .map_err(|_| {
                     FetchError::transient(format!("registry {} did not answer in time", route.registry))
-                })?
-                .map_err(|error| send_error(route, error, is_proxied))?;
+                })
+                .and_then(|sent| sent.map_err(|error| send_error(route, error, is_proxied)))
+                .inspect_err(|_| slot.unanswered())?;
+            // A storage that is redirected to shares the registry's number: it is the registry that sends there.
+            slot.answered(response.status());
             if !is_redirect(response.status()) || request.form.is_some() {
                 return Ok(Answer {
                     response,

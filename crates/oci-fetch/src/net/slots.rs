@@ -4,11 +4,18 @@
 //! as fast as the local disk takes it. A consumer that is slow, or opens a layer late, holds none: it reads from the disk.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use http::StatusCode;
 use url::Url;
+
+use crate::net::gate::{Gate, Permit};
+
+/// A host begins with so many transfers at a time; what it bears shows itself.
+const START: usize = 6;
+
+/// Strangers name hosts: from this many on, those that nobody uses are forgotten, and what was learnt of them.
+const MAX_KEPT_HOSTS: usize = 1024;
 
 /// Small documents do not queue behind blobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,100 +28,69 @@ pub(crate) enum Traffic {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Slot {
-    _host: FairPermit,
-    _total: OwnedSemaphorePermit,
+    host: Permit,
+    _total: Permit,
 }
 
 pub(crate) struct Slots {
-    per_host: usize,
-    hosts: Mutex<HashMap<(String, Traffic), Arc<FairSemaphore>>>,
-    blobs: Arc<Semaphore>,
-    documents: Arc<Semaphore>,
-}
-
-/// A semaphore of which no one party can hold, or queue for, more than three quarters at a time. The rest of what a greedy
-/// party wants waits behind its own share, not in front of the others.
-pub(crate) struct FairSemaphore {
-    all: Arc<Semaphore>,
-    share: usize,
-    shares: Mutex<HashMap<String, Arc<Semaphore>>>,
-}
-
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct FairPermit {
-    _share: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    most_per_host: usize,
+    hosts: Mutex<HashMap<(String, Traffic), Arc<Gate>>>,
+    blobs: Arc<Gate>,
+    documents: Arc<Gate>,
 }
 
 impl Slots {
-    pub(crate) fn new(per_host: usize, total: usize) -> Self {
+    pub(crate) fn new(most_per_host: usize, total: usize) -> Self {
         Self {
-            per_host,
+            most_per_host,
             hosts: Mutex::default(),
-            blobs: Arc::new(Semaphore::new(total)),
-            documents: Arc::new(Semaphore::new(total)),
+            blobs: Arc::new(Gate::fixed(total)),
+            documents: Arc::new(Gate::fixed(total)),
         }
     }
 
-    /// Waits for a slot of the host, then for one of all; both are given in the order of asking.
+    /// Waits for a slot of the host, then for one of all.
     pub(crate) async fn acquire(&self, url: &Url, traffic: Traffic, party: &str) -> Slot {
-        let host = shared_entry(&self.hosts, (url.origin().ascii_serialization(), traffic), || {
-            FairSemaphore::new(self.per_host)
-        });
         let total = match traffic {
             Traffic::Blob => &self.blobs,
             Traffic::Document => &self.documents,
         };
-        let host = host.acquire(party).await;
-        let total = Arc::clone(total)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
+        let host = self.host(url, traffic).acquire(party).await;
         Slot {
-            _host: host,
-            _total: total,
+            host,
+            _total: total.acquire(party).await,
         }
+    }
+
+    fn host(&self, url: &Url, traffic: Traffic) -> Arc<Gate> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= MAX_KEPT_HOSTS {
+            hosts.retain(|_, gate| Arc::strong_count(gate) > 1);
+        }
+        let key = (url.origin().ascii_serialization(), traffic);
+        let gate = hosts
+            .entry(key)
+            .or_insert_with(|| Arc::new(Gate::new(START, self.most_per_host)));
+        Arc::clone(gate)
     }
 }
 
-impl FairSemaphore {
-    pub(crate) fn new(permits: usize) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(permits)),
-            share: (permits - permits / 4).max(1),
-            shares: Mutex::default(),
+impl Slot {
+    /// Tells the host's gate how the request went.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        match status.as_u16() {
+            // A rate limit is one account's, as a rule.
+            429 => self.host.slowed(),
+            503 => self.host.overloaded(),
+            200..=299 => self.host.succeeded(),
+            _ => {}
         }
     }
 
-    pub(crate) async fn acquire(&self, party: &str) -> FairPermit {
-        let share = shared_entry(&self.shares, party.to_owned(), || Semaphore::new(self.share));
-        let share = share
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        let all = Arc::clone(&self.all)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        FairPermit {
-            _share: share,
-            _all: all,
-        }
+    /// The host did not answer, or not in time.
+    pub(crate) fn unanswered(&self) {
+        self.host.overloaded();
     }
-}
-
-/// The value under a key, made when there is none. Strangers make keys: those that nobody uses are forgotten in time.
-fn shared_entry<K: Eq + Hash, V>(
-    map: &Mutex<HashMap<K, Arc<V>>>,
-    key: K,
-    make: impl FnOnce() -> V,
-) -> Arc<V> {
-    let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
-    if map.len() >= 1024 {
-        map.retain(|_, value| Arc::strong_count(value) > 1);
-    }
-    Arc::clone(map.entry(key).or_insert_with(|| Arc::new(make())))
 }
 
 #[cfg(test)]
@@ -122,29 +98,46 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
 
-    #[tokio::test]
-    async fn a_greedy_party_leaves_room_for_the_others() {
+    #[test]
+    fn documents_do_not_wait_behind_blobs_nor_one_host_behind_another() {
         let slots = Slots::new(8, 64);
         let url = Url::parse("https://registry.example/v2/x").unwrap();
-        let take = |party: &'static str| slots.acquire(&url, Traffic::Blob, party).now_or_never();
-        let mut held: Vec<Slot> = std::iter::from_fn(|| take("greedy")).collect();
-        assert_eq!(held.len(), 6);
-        // More requests of the greedy party wait, and not in front of anybody.
-        let mut waiting: Vec<_> = (0..10)
-            .map(|_| Box::pin(slots.acquire(&url, Traffic::Blob, "greedy")))
-            .collect();
-        for request in &mut waiting {
-            assert!(request.as_mut().now_or_never().is_none());
+        let other = Url::parse("https://other.example/v2/x").unwrap();
+        let take = |url, traffic| slots.acquire(url, traffic, "greedy").now_or_never();
+        let held: Vec<Slot> = std::iter::from_fn(|| take(&url, Traffic::Blob)).collect();
+        assert_eq!(held.len(), 5, "three quarters of the six to begin with");
+        assert!(take(&url, Traffic::Document).is_some());
+        assert!(take(&other, Traffic::Blob).is_some());
+    }
+
+    #[test]
+    fn no_party_takes_all_connections_by_naming_many_hosts() {
+        let slots = Slots::new(8, 8);
+        let mut held = Vec::new();
+        for number in 0..20 {
+            let url = Url::parse(&format!("https://host-{number}.example/")).unwrap();
+            held.extend(slots.acquire(&url, Traffic::Blob, "greedy").now_or_never());
         }
-        let modest: Vec<Slot> = std::iter::from_fn(|| take("modest")).collect();
-        assert_eq!(modest.len(), 2);
+        assert_eq!(held.len(), 6);
+        let url = Url::parse("https://registry.example/").unwrap();
         assert!(
             slots
-                .acquire(&url, Traffic::Document, "greedy")
+                .acquire(&url, Traffic::Blob, "modest")
                 .now_or_never()
                 .is_some()
         );
-        held.pop();
-        assert!(waiting[0].as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_host_that_asks_for_less_gets_less() {
+        let slots = Slots::new(8, 64);
+        let url = Url::parse("https://registry.example/v2/x").unwrap();
+        let take = || slots.acquire(&url, Traffic::Blob, "t").now_or_never();
+        take().unwrap().answered(StatusCode::SERVICE_UNAVAILABLE);
+        let held: Vec<Slot> = std::iter::from_fn(take).collect();
+        assert_eq!(held.len(), 3);
+        held[0].answered(StatusCode::TOO_MANY_REQUESTS);
+        drop(held);
+        assert_eq!(std::iter::from_fn(take).collect::<Vec<_>>().len(), 1);
     }
 }
