@@ -11,8 +11,8 @@ use builder_core::{
     event::{self, Event},
     pipeline::{self, BuildLimits, PipelineConfig},
     request::{
-        Backend, BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RequestedLimits,
-        RootfsTarget, RuntimeOverrides, TenantContext,
+        Backend, BuildRequest, DockerImageSource, ExtractOptions, InitStrategy, LayerMode, Optimization,
+        Profile, RequestedLimits, RootfsTarget, RuntimeOverrides, TenantContext,
     },
     worker::ProcessLauncher,
 };
@@ -90,8 +90,11 @@ fn request(image: &str) -> Result<BuildRequest> {
             free_space_bytes: 64 << 20,
             free_inodes: 1024,
             layer_mode: LayerMode::Oci,
+            optimization: Optimization::default(),
+            preserve_paths: Vec::new(),
         },
         flatten_filesystem: false,
+        extract: ExtractOptions::default(),
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

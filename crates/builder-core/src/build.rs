@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::request::BuildRequest;
+use crate::{optimize::Savings, request::BuildRequest};
 
 /// The name of a build: `build-` and a UUID of version 7 in hexadecimal, so that names sort by time of creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -173,6 +173,8 @@ pub struct ImageMetadata {
     pub profile: String,
     /// Kernel arguments with which the image boots.
     pub kernel_args: String,
+    /// What the image runs on, `os/architecture[/variant]`.
+    pub platform: String,
 }
 
 /// What a build took. A figure that is not known is `None`.
@@ -205,6 +207,8 @@ pub struct BuildMetrics {
     pub io_write_bytes: Option<u64>,
     /// Compressed bytes that crossed the network.
     pub pulled_bytes: Option<u64>,
+    /// What each rule of the optimization saved, those only that were asked for.
+    pub optimization: Vec<Savings>,
 }
 
 /// One build, as stored.

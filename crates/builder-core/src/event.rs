@@ -46,6 +46,8 @@ pub enum Component {
     Extractor,
     /// Tree to image.
     Writer,
+    /// Leaving out and making smaller.
+    Optimizer,
     /// Placing the image where it is served from.
     Publisher,
 }
@@ -59,6 +61,7 @@ impl Component {
             Self::Puller => "puller",
             Self::Extractor => "extractor",
             Self::Writer => "writer",
+            Self::Optimizer => "optimizer",
             Self::Publisher => "publisher",
         }
     }

@@ -7,6 +7,7 @@ pub mod build;
 pub mod error;
 pub mod event;
 mod image_cache;
+pub mod optimize;
 mod pack_cache;
 pub mod pipeline;
 pub mod request;

@@ -86,6 +86,10 @@ pub enum InitStrategy {
     /// Our init prepares the guest, then supervises the image's command.
     #[default]
     Tini,
+    /// Our init prepares the guest, then becomes the image's command: it is process 1 itself.
+    Direct,
+    /// The image's own init, which the kernel starts; nothing of ours runs.
+    Custom,
     /// Nothing is added: exactly what the layers say (`--raw` of the command line).
     Raw,
 }
@@ -103,6 +107,34 @@ pub struct RuntimeOverrides {
     pub environment: BTreeMap<String, String>,
     /// Added to EXPOSE.
     pub exposed_ports: Vec<String>,
+}
+
+/// What to leave out of an image, and what to make smaller. By default nothing is: an image is what its layers say.
+///
+/// Patterns are those of [`rootfs::edit::Excludes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Optimization {
+    /// Remove what only debuggers read from programs and libraries.
+    pub strip_debug_symbols: bool,
+    /// Remove manual pages and other documentation.
+    pub remove_docs: bool,
+    /// Remove what package managers can fetch again.
+    pub remove_cache: bool,
+    /// What else to leave out.
+    pub exclude_patterns: Vec<String>,
+    /// What none of this touches.
+    pub preserve_paths: Vec<String>,
+}
+
+/// What the extraction of a Docker image is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExtractOptions {
+    /// That each layer's data lie together in the image, as they always do.
+    pub preserve_layers: bool,
+    /// What to leave out, beside [`Optimization::exclude_patterns`].
+    pub exclude_patterns: Vec<String>,
 }
 
 /// How layers are understood where the specification and Docker differ.
@@ -153,6 +185,12 @@ pub struct RootfsTarget {
     pub free_inodes: u64,
     /// Layer semantics.
     pub layer_mode: LayerMode,
+    /// What to leave out.
+    #[serde(default)]
+    pub optimization: Optimization,
+    /// What no optimization touches, beside [`Optimization::preserve_paths`].
+    #[serde(default)]
+    pub preserve_paths: Vec<String>,
 }
 
 /// What a request may lower; `None` is not given.
@@ -183,6 +221,9 @@ pub struct BuildRequest {
     /// Whether a flat file system was asked for: recorded, since every image is one.
     #[serde(default)]
     pub flatten_filesystem: bool,
+    /// How the layers are extracted.
+    #[serde(default)]
+    pub extract: ExtractOptions,
     /// Limits of this build.
     pub limits: RequestedLimits,
     /// A name for people.

@@ -1,6 +1,9 @@
 //! What is added to an image, and what it says of itself: pure functions from the image's configuration and the
 //! request.
 
+mod custom;
+mod firecracker;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -13,8 +16,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     build::ImageMetadata,
     error::{BuildError, BuildErrorKind},
+    optimize::Settings,
     request::{BuildRequest, InitStrategy, LayerMode, Profile, RootfsTarget, RuntimeOverrides},
 };
+
+use custom::Candidate;
+pub(crate) use firecracker::machine;
 
 /// Where the guest's kernel finds the init.
 const INIT_PATH: &str = "/usr/bin/metald-init";
@@ -34,7 +41,16 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What starts when neither the image nor the request says.
 const DEFAULT_COMMAND: &str = "/bin/sh";
 
-/// The init that [`InitStrategy::Tini`] adds.
+/// What an init mounts over, with modes. A root that is read-only cannot be given them later.
+const DIRECTORIES: [(&str, u16); 5] = [
+    ("/dev", 0o755),
+    ("/proc", 0o555),
+    ("/run", 0o755),
+    ("/sys", 0o555),
+    ("/tmp", 0o1777),
+];
+
+/// The init that [`InitStrategy::Tini`] and [`InitStrategy::Direct`] add.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuestInit<'a> {
     pub(crate) binary: &'a Arc<[u8]>,
@@ -44,8 +60,39 @@ pub(crate) struct GuestInit<'a> {
 /// What is done to the tree after the last layer, and the metadata that goes beside the image.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
+    /// Made unless they are there, with these modes, before the files.
+    pub(crate) directories: &'static [(&'static str, u16)],
     pub(crate) files: Vec<AddedFile>,
+    /// What is left out or made smaller before that.
+    pub(crate) optimization: Settings,
+    /// With [`InitStrategy::Custom`], the kernel's arguments lack the init until [`Shape::found_init`] knows it.
     pub(crate) metadata: ImageMetadata,
+    /// What the image's own init may be; empty for the other strategies.
+    candidates: Vec<Candidate>,
+    overrides: RuntimeOverrides,
+}
+
+impl Shape {
+    /// Paths of which the first that is a program becomes the init; empty when it is known already.
+    pub(crate) fn init_candidates(&self) -> Vec<String> {
+        self.candidates
+            .iter()
+            .map(|candidate| candidate.path.clone())
+            .collect()
+    }
+
+    /// Takes over which candidate was found in the tree, and gives the names of variables that cannot be handed to it.
+    pub(crate) fn found_init(&mut self, path: Option<&str>) -> Result<Vec<String>, BuildError> {
+        let init = self
+            .candidates
+            .iter()
+            .find(|candidate| Some(candidate.path.as_str()) == path)
+            .ok_or_else(|| custom::not_found(&self.candidates))?;
+        let base = &self.metadata.kernel_args;
+        let (line, left_out) = custom::command_line_of(base, init, &self.metadata.env, &self.overrides)?;
+        self.metadata.kernel_args = line;
+        Ok(left_out)
+    }
 }
 
 /// A file that replaces what the layers have at its path.
@@ -81,6 +128,9 @@ struct Environment<'a> {
     /// Ours, beyond what the existing metald knows: what asks the command to stop.
     #[serde(skip_serializing_if = "str::is_empty")]
     stop_signal: &'a str,
+    /// Ours: `direct` when the init is to become the command instead of supervising it.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    init_strategy: &'a str,
 }
 
 /// No argument and no variable of a process can hold a NUL (execve(2)), so an image that asks for one can never run.
@@ -119,41 +169,56 @@ pub(crate) fn shape(image: &Image, request: &BuildRequest, init: GuestInit<'_>) 
         .iter()
         .map(|layer| layer.digest.to_string())
         .collect();
-    let files = match request.target.init {
+    metadata.platform = image.platform.to_string();
+    let strategy = request.target.init;
+    if matches!(strategy, InitStrategy::Tini | InitStrategy::Direct)
+        && image.platform.architecture != init.architecture
+    {
+        return Err(BuildError::new(
+            BuildErrorKind::InvalidArgument {
+                field: "docker_image.platform",
+            },
+            format!(
+                "docker_image.platform: the image is for {}, the init that goes into it for {}: choose a platform of \
+                 that architecture, or the init strategy CUSTOM, with which the image's own init runs",
+                image.platform.architecture, init.architecture
+            ),
+        ));
+    }
+    let files = match strategy {
         InitStrategy::Raw => Vec::new(),
-        InitStrategy::Tini => {
-            if image.platform.architecture != init.architecture {
-                return Err(BuildError::new(
-                    BuildErrorKind::InvalidArgument {
-                        field: "docker_image.platform",
-                    },
-                    format!(
-                        "docker_image.platform: the image is for {}, the init that goes into it for {}: choose a \
-                         platform of that architecture, or build the image raw, without an init",
-                        image.platform.architecture, init.architecture
-                    ),
-                ));
-            }
-            let files = added_files(&metadata, init.binary);
-            for file in &files {
-                if let AddedContent::Text(text) = &file.content
-                    && text.len() > MAX_GUEST_FILE_BYTES
-                {
-                    return Err(BuildError::new(
-                        BuildErrorKind::LimitExceeded,
-                        format!(
-                            "the image's command and environment make {} {} bytes long, the init reads {}",
-                            file.path,
-                            text.len(),
-                            MAX_GUEST_FILE_BYTES
-                        ),
-                    ));
-                }
-            }
-            files
-        }
+        InitStrategy::Tini | InitStrategy::Direct => added_files(&metadata, strategy, Some(init.binary)),
+        InitStrategy::Custom => added_files(&metadata, strategy, None),
     };
-    Ok(Shape { files, metadata })
+    for file in &files {
+        if let AddedContent::Text(text) = &file.content
+            && text.len() > MAX_GUEST_FILE_BYTES
+        {
+            return Err(BuildError::new(
+                BuildErrorKind::LimitExceeded,
+                format!(
+                    "the image's command and environment make {} {} bytes long, the init reads {}",
+                    file.path,
+                    text.len(),
+                    MAX_GUEST_FILE_BYTES
+                ),
+            ));
+        }
+    }
+    Ok(Shape {
+        directories: match strategy {
+            InitStrategy::Raw => &[],
+            _ => &DIRECTORIES,
+        },
+        files,
+        optimization: Settings::of(request),
+        metadata,
+        candidates: match strategy {
+            InitStrategy::Custom => custom::candidates(&image.config, &request.target.runtime),
+            _ => Vec::new(),
+        },
+        overrides: request.target.runtime.clone(),
+    })
 }
 
 /// What the image says after the request's overrides; what concerns the reference is still empty.
@@ -228,7 +293,8 @@ fn environment(config: &ImageConfig, overrides: &RuntimeOverrides) -> BTreeMap<S
     own.chain(added).filter(|(name, _)| !name.is_empty()).collect()
 }
 
-/// What boots the image in Firecracker and QEMU: a panic and a reboot both end the machine.
+/// What boots the image in Firecracker and QEMU: a panic and a reboot both end the machine. The path of the image's own
+/// init is not known yet.
 fn kernel_arguments(target: &RootfsTarget) -> String {
     let access = match target.profile {
         Profile::ReadWrite => "rw",
@@ -236,12 +302,14 @@ fn kernel_arguments(target: &RootfsTarget) -> String {
     };
     let base = format!("console=ttyS0 reboot=k panic=-1 root=/dev/vda {access}");
     match target.init {
-        InitStrategy::Tini => format!("{base} init={INIT_PATH}"),
-        InitStrategy::Raw => base,
+        InitStrategy::Tini | InitStrategy::Direct => format!("{base} init={INIT_PATH}"),
+        InitStrategy::Custom | InitStrategy::Raw => base,
     }
 }
 
-fn added_files(metadata: &ImageMetadata, init: &Arc<[u8]>) -> Vec<AddedFile> {
+/// The init, when it is ours, and the two files that say what the image is to run: an init of the image's own may read
+/// them as well.
+fn added_files(metadata: &ImageMetadata, strategy: InitStrategy, init: Option<&Arc<[u8]>>) -> Vec<AddedFile> {
     let mut command: Vec<&str> = metadata
         .entrypoint
         .iter()
@@ -254,26 +322,25 @@ fn added_files(metadata: &ImageMetadata, init: &Arc<[u8]>) -> Vec<AddedFile> {
     let mut env = metadata.env.clone();
     env.entry("PATH".to_owned())
         .or_insert_with(|| DEFAULT_PATH.to_owned());
-    // Docker starts a relative WORKDIR of an image at the root.
-    let working_dir = match metadata.working_dir.as_str() {
-        "" => "/".to_owned(),
-        absolute if absolute.starts_with('/') => absolute.to_owned(),
-        relative => format!("/{relative}"),
-    };
+    let working_dir = normalized(&metadata.working_dir);
     let environment = Environment {
         working_dir: &working_dir,
         env: &env,
         user: &metadata.user,
         exposed_ports: &metadata.exposed_ports,
         stop_signal: &metadata.stop_signal,
+        init_strategy: match strategy {
+            InitStrategy::Direct => "direct",
+            _ => "",
+        },
     };
     let json = |value: Result<String, _>| AddedContent::Text(value.expect("strings encode as JSON"));
-    vec![
-        AddedFile {
-            path: INIT_PATH,
-            mode: 0o755,
-            content: AddedContent::Binary(Arc::clone(init)),
-        },
+    let binary = init.map(|init| AddedFile {
+        path: INIT_PATH,
+        mode: 0o755,
+        content: AddedContent::Binary(Arc::clone(init)),
+    });
+    let texts = [
         AddedFile {
             path: COMMAND_PATH,
             mode: 0o644,
@@ -284,7 +351,24 @@ fn added_files(metadata: &ImageMetadata, init: &Arc<[u8]>) -> Vec<AddedFile> {
             mode: 0o644,
             content: json(serde_json::to_string(&environment)),
         },
-    ]
+    ];
+    binary.into_iter().chain(texts).collect()
+}
+
+/// A working directory as Docker understands it: relative to the root, `.` and `..` taken by their letters, and never
+/// above the root.
+fn normalized(directory: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in directory.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => {
+                names.pop();
+            }
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
 }
 
 /// What the image's UUID and hash seed are derived from: a SHA-256 over everything that decides its content.
@@ -292,9 +376,16 @@ fn added_files(metadata: &ImageMetadata, init: &Arc<[u8]>) -> Vec<AddedFile> {
 /// Hashed in this order, every string and list preceded by its length (64 bit, little-endian): the text
 /// `builderd image identity 1`; the layer mode (`oci`, `docker`); the 32 bytes of each layer's diff_id, bottom first; for
 /// each added file its path, mode (16 bit) and the SHA-256 of its content; the profile (`rw`, `ro`), free bytes and free
-/// inodes (64 bit each). The image's name, its tenant, and how its layers were compressed are no part of it: equal
+/// inodes (64 bit each); then, only when something is left out or made smaller, the text `optimization`, three texts `0`
+/// or `1` for documentation, caches and debug symbols, and the two lists of patterns, excluded and preserved, each a
+/// number (64 bit) and the patterns. The image's name, its tenant, and how its layers were compressed are no part of it: equal
 /// content gives an equal image.
-pub(crate) fn identity(diff_ids: &[[u8; 32]], files: &[AddedFile], target: &RootfsTarget) -> [u8; 32] {
+pub(crate) fn identity(
+    diff_ids: &[[u8; 32]],
+    files: &[AddedFile],
+    optimization: &Settings,
+    target: &RootfsTarget,
+) -> [u8; 32] {
     let mut hasher = Sha256::new();
     let mut text = |bytes: &[u8]| {
         hasher.update((bytes.len() as u64).to_le_bytes());
@@ -318,6 +409,20 @@ pub(crate) fn identity(diff_ids: &[[u8; 32]], files: &[AddedFile], target: &Root
     });
     text(&target.free_space_bytes.to_le_bytes());
     text(&target.free_inodes.to_le_bytes());
+    if !optimization.is_nothing() {
+        text(b"optimization");
+        for asked in [
+            optimization.remove_docs,
+            optimization.remove_cache,
+            optimization.strip_debug_symbols,
+        ] {
+            text(if asked { b"1" } else { b"0" });
+        }
+        for patterns in [&optimization.exclude, &optimization.preserve] {
+            text(&(patterns.len() as u64).to_le_bytes());
+            patterns.iter().for_each(|pattern| text(pattern.as_bytes()));
+        }
+    }
     hasher.finalize().into()
 }
 

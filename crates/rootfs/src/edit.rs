@@ -236,6 +236,21 @@ impl Tree {
         inode.metadata = Metadata { mode, ..metadata };
     }
 
+    /// Gives a regular file other content, under all of its names. Returns false, and changes nothing, when `id` is
+    /// something else.
+    ///
+    /// # Panics
+    /// When the inode was removed since the name was taken.
+    pub fn set_content(&mut self, id: InodeId, content: FileContent) -> bool {
+        match &mut self.inode_mut(id).kind {
+            InodeKind::File(file) => {
+                *file = content;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Removes a name from a directory and frees what has no name left.
     pub(crate) fn remove_name(&mut self, parent: InodeId, name: &[u8]) -> crate::tree::Removed {
         let mut orphans = Vec::new();

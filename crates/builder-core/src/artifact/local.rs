@@ -14,11 +14,13 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::{ArtifactError, ArtifactKey, ArtifactStore, Published, StagedImage, StoredArtifact};
 use crate::{
     build::BuildId,
-    pipeline::{UNFINISHED_MARK, metadata_path},
+    pipeline::{UNFINISHED_MARK, machine_path, metadata_path},
 };
 
 const IMAGE_ENDING: &str = ".ext4";
-const METADATA_ENDING: &str = ".metadata.json";
+
+/// Of all that belongs to an image; [`crate::pipeline::sidecar_paths`] makes them.
+const SIDECAR_ENDINGS: [&str; 2] = [".metadata.json", ".firecracker.json"];
 
 /// Bytes of a block in `st_blocks` (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -82,6 +84,7 @@ impl ArtifactStore for LocalStore {
             if staged.image != image {
                 // The metadata first: an image that is there has its metadata.
                 fs::rename(&staged.metadata, &metadata)?;
+                absent_is_fine(fs::rename(machine_path(&staged.image), machine_path(&image)))?;
                 fs::rename(&staged.image, &image)?;
                 sync_directory(&image)?;
             }
@@ -178,9 +181,10 @@ fn build_of(path: &Path) -> Option<BuildId> {
         Some(hidden) => hidden.split_once(UNFINISHED_MARK)?.0,
         None => name,
     };
-    let stem = name
-        .strip_suffix(IMAGE_ENDING)
-        .or_else(|| name.strip_suffix(METADATA_ENDING))?;
+    let stem = [IMAGE_ENDING]
+        .into_iter()
+        .chain(SIDECAR_ENDINGS)
+        .find_map(|ending| name.strip_suffix(ending))?;
     stem.parse().ok()
 }
 
@@ -238,6 +242,7 @@ mod tests {
         for path in [
             &image,
             &metadata_path(&image),
+            &machine_path(&image),
             &unfinished,
             &store.location(&other),
         ] {
@@ -248,7 +253,7 @@ mod tests {
             let found = listed.iter().find(|stored| stored.key == *key);
             found.unwrap().stored_bytes
         };
-        assert_eq!((listed.len(), bytes(&mine)), (2, 3 * bytes(&other)));
+        assert_eq!((listed.len(), bytes(&mine)), (2, 4 * bytes(&other)));
 
         store.remove(&mine).await.unwrap();
         store.remove(&mine).await.unwrap();

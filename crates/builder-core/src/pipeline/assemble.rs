@@ -20,6 +20,7 @@ use super::{
 use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
+    optimize::{Rule, Savings},
     pack_cache::LayerFile,
     request::Backend,
     shape::{AddedContent, Shape, identity},
@@ -29,10 +30,11 @@ use crate::{
     },
 };
 
-/// Descriptors of an assemble worker: the image, the init, then the layers.
+/// Descriptors of an assemble worker: the image, the init, scratch space, then the layers.
 const OUTPUT: i32 = 3;
 const BINARY: i32 = 4;
-const FIRST_LAYER: i32 = 5;
+const SCRATCH: i32 = 5;
+const FIRST_LAYER: i32 = 6;
 
 /// Layers that there are descriptors for. Docker makes at most 127, oci-fetch takes 128.
 pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
@@ -41,11 +43,23 @@ pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A finished image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) size_bytes: u64,
     /// What it takes on disk.
     pub(super) allocated_bytes: u64,
+    /// What the optimization saved, rule by rule.
+    pub(super) savings: Vec<Savings>,
+    /// With the strategy CUSTOM, the image's own init; `None` when there is none.
+    pub(super) init: Option<String>,
+}
+
+/// What a worker has told.
+#[derive(Default)]
+struct Told {
+    size_bytes: Option<u64>,
+    savings: Vec<Savings>,
+    init: Option<String>,
 }
 
 impl Written {
@@ -55,6 +69,8 @@ impl Written {
             size_bytes,
             // st_blocks counts 512 bytes each, whatever the file system. stat(2).
             allocated_bytes: found.blocks() * 512,
+            savings: Vec::new(),
+            init: None,
         }
     }
 }
@@ -62,7 +78,7 @@ impl Written {
 /// Stands for everything that decides the content of the image; see [`identity`].
 pub(super) fn identity_of(work: &Work<'_>, layers: &[LayerFile], shape: &Shape) -> [u8; 32] {
     let diff_ids: Vec<[u8; 32]> = layers.iter().map(|layer| layer.record.diff_id).collect();
-    identity(&diff_ids, &shape.files, &work.request.target)
+    identity(&diff_ids, &shape.files, &shape.optimization, &work.request.target)
 }
 
 /// Writes the image into `output`, an empty file.
@@ -104,10 +120,22 @@ pub(super) async fn write(
             )
         }
     };
-    let job = Job::Assemble(AssembleJob {
+    let scratch = if shape.optimization.strip_debug_symbols {
+        let parent = work.config.staging_directory.clone();
+        let file = blocking(move || tempfile::tempfile_in(parent)).await?;
+        let file = file.map_err(|error| BuildError::from_io("make a scratch file", error))?;
+        descriptors.push((file.into(), SCRATCH));
+        Some(SCRATCH)
+    } else {
+        None
+    };
+    let job = Job::Assemble(Box::new(AssembleJob {
         layers: inputs,
         mode: target.layer_mode,
+        optimization: shape.optimization.clone(),
+        scratch,
         edits,
+        init_candidates: shape.init_candidates(),
         image: ImageRequest {
             profile: target.profile,
             free_space_bytes: target.free_space_bytes,
@@ -119,7 +147,7 @@ pub(super) async fn write(
         staging_directory: staging.as_ref().map(|directory| directory.path().to_owned()),
         output: OUTPUT,
         max_index_bytes: max_index_bytes(work),
-    });
+    }));
     let name = "the worker that writes the image";
     let mut session = Session::start(
         &work.config.launcher,
@@ -141,7 +169,7 @@ pub(super) async fn write(
     {
         tracing::warn!(%error, "Failed to remove a staging directory");
     }
-    let size_bytes = talk?;
+    let told = talk?;
     end?;
     let garbage = |reason: String| {
         BuildError::new(
@@ -150,7 +178,7 @@ pub(super) async fn write(
         )
         .with_cause(reason)
     };
-    let size_bytes = size_bytes.ok_or_else(|| garbage("no size".to_owned()))?;
+    let size_bytes = told.size_bytes.ok_or_else(|| garbage("no size".to_owned()))?;
     let found = output
         .metadata()
         .map_err(|error| BuildError::from_io("look at the image", error))?;
@@ -160,14 +188,25 @@ pub(super) async fn write(
             found.len()
         )));
     }
-    let written = Written::new(size_bytes, &found);
-    work.check_image(written)?;
+    let written = Written {
+        savings: told.savings,
+        init: told.init,
+        ..Written::new(size_bytes, &found)
+    };
+    work.check_image(&written)?;
     Ok(written)
 }
 
 /// The added files, large ones as descriptors.
 fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec<Edit>> {
-    let mut edits = Vec::with_capacity(shape.files.len());
+    let mut edits: Vec<Edit> = shape
+        .directories
+        .iter()
+        .map(|&(path, mode)| Edit::EnsureDirectory {
+            path: path.to_owned(),
+            mode,
+        })
+        .collect();
     for file in &shape.files {
         let content = match &file.content {
             AddedContent::Text(text) => EditContent::Text(text.clone()),
@@ -188,12 +227,12 @@ fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec
     Ok(edits)
 }
 
-/// Listens to the worker until it says nothing more; gives the size of the image.
-async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Result<Option<u64>, BuildError> {
+/// Listens to the worker until it says nothing more.
+async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Result<Told, BuildError> {
     // Every layer was verified before this worker was started.
     session.tell(Control::Verified).await;
     let mut interval = tokio::time::interval(INTERVAL);
-    let mut size = None;
+    let mut told = Told::default();
     loop {
         tokio::select! {
             event = session.next_event() => match event? {
@@ -205,12 +244,20 @@ async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Resu
                     work.events().log(Level::Info, Component::Writer, message).await;
                 }
                 Some(WorkerEvent::Written { size_bytes, inodes_used }) => {
-                    size = Some(size_bytes);
+                    told.size_bytes = Some(size_bytes);
                     let message = format!("Wrote the image: {}, {inodes_used} inodes in use", megabytes(size_bytes));
                     work.events().log(Level::Info, Component::Writer, message).await;
                 }
+                // Each rule once, whatever a worker says.
+                Some(WorkerEvent::Optimized { savings })
+                    if told.savings.iter().all(|known| known.rule != savings.rule) =>
+                {
+                    told.savings.push(savings);
+                    log_savings(work, &savings).await;
+                }
+                Some(WorkerEvent::Init { path }) => told.init = path,
                 Some(_) => {}
-                None => return Ok(size),
+                None => return Ok(told),
             },
             _ = interval.tick() => {
                 if let Ok(metadata) = output.metadata() {
@@ -219,4 +266,24 @@ async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Resu
             }
         }
     }
+}
+
+async fn log_savings(work: &Work<'_>, savings: &Savings) {
+    let Savings { rule, files, bytes } = *savings;
+    let what = match rule {
+        Rule::StripDebugSymbols => "files made smaller by",
+        _ => "names left out,",
+    };
+    work.events()
+        .log_with(
+            Level::Info,
+            Component::Optimizer,
+            format!("Applied {rule}: {files} {what} {}", megabytes(bytes)),
+            [
+                ("optimization.rule", rule.to_string()),
+                ("optimization.files", files.to_string()),
+                ("optimization.bytes", bytes.to_string()),
+            ],
+        )
+        .await;
 }

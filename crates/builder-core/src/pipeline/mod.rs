@@ -30,7 +30,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::publish::UNFINISHED_MARK;
-pub use self::publish::metadata_path;
+pub use self::publish::{machine_path, metadata_path, sidecar_paths};
 use self::{
     layers::Sums,
     progress::{Progress, megabytes},
@@ -44,7 +44,7 @@ use crate::{
     event::{Component, Event, EventSender, Level},
     image_cache::ImageCache,
     pack_cache::{Grant, PackCache},
-    request::{Backend, BuildRequest, LayerMode},
+    request::{Backend, BuildRequest, InitStrategy, LayerMode},
     shape::{GuestInit, shape},
     worker::{Launcher, Usage, WorkerLimits},
 };
@@ -151,7 +151,7 @@ impl Work<'_> {
     }
 
     /// Whether layers and image together take no more of the disk than they may.
-    fn check_image(&self, written: assemble::Written) -> Result<(), BuildError> {
+    fn check_image(&self, written: &assemble::Written) -> Result<(), BuildError> {
         let layers_bytes = self.sums.uncompressed_bytes.load(Ordering::Relaxed);
         self.check_disk(
             layers_bytes + written.allocated_bytes,
@@ -250,7 +250,7 @@ async fn build(
             ],
         )
         .await;
-    let shaped = shape(
+    let mut shaped = shape(
         image,
         request,
         GuestInit {
@@ -309,6 +309,19 @@ async fn build(
         }
     };
     drop(layers);
+    if request.target.init == InitStrategy::Custom {
+        let left_out = shaped.found_init(written.init.as_deref())?;
+        if !left_out.is_empty() {
+            let message = format!(
+                "The kernel cannot hand these variables of the image to its init, which finds them in /container.env: {}",
+                left_out.join(", ")
+            );
+            events.log(Level::Warn, Component::Writer, message).await;
+        }
+        events
+            .send(Event::Metadata(Box::new(shaped.metadata.clone())))
+            .await;
+    }
     progress.begin(progress::Phase::Publish, 0).await;
     if stop.is_stopped() {
         return Err(stop.error());
@@ -346,6 +359,7 @@ async fn build(
         disk_usage_bytes: Some(written.allocated_bytes),
         cpu_time_ms: Some(milliseconds(usage.cpu_time)),
         pulled_bytes: Some(work.sums.pulled_bytes.load(Ordering::Relaxed)),
+        optimization: written.savings,
         ..BuildMetrics::default()
     };
     let message = format!(

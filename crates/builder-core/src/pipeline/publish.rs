@@ -58,7 +58,9 @@ impl Draft {
             _ => PathBuf::from("."),
         };
         check_place(output, "the output", replace)?;
-        check_place(&metadata_path(output), "the metadata of the output", replace)?;
+        for path in sidecar_paths(output) {
+            check_place(&path, "what lies beside the output", replace)?;
+        }
         let creating = |error| unwritable("create the image", error);
         sweep(&directory, output).map_err(creating)?;
         let image = loop {
@@ -82,43 +84,66 @@ impl Draft {
         self.image.as_file()
     }
 
-    /// Gives the image its name, with its metadata beside it; both are on disk when this returns. Gives the path of the
-    /// metadata. Blocks.
+    /// Gives the image its name, with its metadata and its machine configuration beside it; all are on disk when this
+    /// returns. Gives the path of the metadata. Blocks.
     ///
     /// After an error what was there before is there again.
     pub(super) fn publish(self, metadata: &ImageMetadata) -> Result<PathBuf, BuildError> {
         let failed = |error| unwritable("publish the image", error);
         self.image.as_file().sync_all().map_err(failed)?;
-        let metadata_path = metadata_path(&self.output);
-        let mut sidecar = hidden_file(&self.directory, &metadata_path).map_err(failed)?;
         let mut text = serde_json::to_vec_pretty(metadata)
             .map_err(|error| BuildError::internal("write the image's metadata", error))?;
         text.push(b'\n');
-        sidecar.write_all(&text).map_err(failed)?;
-        sidecar.as_file().sync_all().map_err(failed)?;
+        let name = self.output.file_name().unwrap_or_default().to_string_lossy();
+        let machine = crate::shape::machine(metadata, &name);
         check_place(&self.output, "the output", self.replace)?;
-        check_place(&metadata_path, "the metadata of the output", self.replace)?;
-        // The sidecar first: an image that is there has its metadata. What it replaces is kept until the image is there.
-        let former = match self.replace {
-            true => keep_aside(&self.directory, &metadata_path).map_err(failed)?,
-            false => None,
-        };
-        let published = place(sidecar, &metadata_path, self.replace).and_then(|()| {
-            place(self.image, &self.output, self.replace).inspect_err(|_| {
-                let _ = fs::remove_file(&metadata_path);
-            })
-        });
+        let mut sidecars = Vec::new();
+        for (path, content) in sidecar_paths(&self.output).into_iter().zip([text, machine]) {
+            check_place(&path, "what lies beside the output", self.replace)?;
+            let mut file = hidden_file(&self.directory, &path).map_err(failed)?;
+            file.write_all(&content).map_err(failed)?;
+            file.as_file().sync_all().map_err(failed)?;
+            sidecars.push((path, file));
+        }
+        // The sidecars first: an image that is there has them. What they replace is kept until the image is there.
+        let mut placed: Vec<(PathBuf, Option<TempPath>)> = Vec::new();
+        let mut published = Ok(());
+        for (path, file) in sidecars {
+            published = match self.replace {
+                true => keep_aside(&self.directory, &path),
+                false => Ok(None),
+            }
+            .and_then(|former| match place(file, &path, self.replace) {
+                Ok(()) => {
+                    placed.push((path, former));
+                    Ok(())
+                }
+                Err(error) => {
+                    if let Some(former) = former {
+                        let _ = former.persist(&path);
+                    }
+                    Err(error)
+                }
+            });
+            if published.is_err() {
+                break;
+            }
+        }
+        let published = published.and_then(|()| place(self.image, &self.output, self.replace));
         if let Err(error) = published {
-            if let Some(former) = former {
-                let _ = former.persist(&metadata_path);
+            for (path, former) in placed {
+                let _ = fs::remove_file(&path);
+                if let Some(former) = former {
+                    let _ = former.persist(&path);
+                }
             }
             return Err(failed(error));
         }
-        drop(former);
+        drop(placed);
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
             .map_err(failed)?;
-        Ok(metadata_path)
+        Ok(metadata_path(&self.output))
     }
 }
 
@@ -179,13 +204,29 @@ fn sweep(directory: &Path, output: &Path) -> io::Result<()> {
 /// Where the metadata of an image lies: that of `rootfs.ext4` in `rootfs.metadata.json`; any other name keeps its ending.
 #[must_use]
 pub fn metadata_path(output: &Path) -> PathBuf {
+    beside(output, ".metadata.json")
+}
+
+/// Where the machine configuration of an image lies: that for `rootfs.ext4` in `rootfs.firecracker.json`.
+#[must_use]
+pub fn machine_path(output: &Path) -> PathBuf {
+    beside(output, ".firecracker.json")
+}
+
+/// Everything that is published with an image and goes with it.
+#[must_use]
+pub fn sidecar_paths(output: &Path) -> [PathBuf; 2] {
+    [metadata_path(output), machine_path(output)]
+}
+
+fn beside(output: &Path, ending: &str) -> PathBuf {
     let stem = match output.extension() {
-        Some(extension) if extension == "ext4" => output.with_extension(""),
-        _ => output.to_owned(),
+        Some(extension) if extension == "ext4" => output.file_stem(),
+        _ => output.file_name(),
     };
-    let mut name = stem.into_os_string();
-    name.push(".metadata.json");
-    PathBuf::from(name)
+    let mut name = stem.unwrap_or_default().to_owned();
+    name.push(ending);
+    output.with_file_name(name)
 }
 
 /// A file beside `target` under a name that is hidden and recognisable; its mode is what the umask makes of 0666, as
@@ -342,13 +383,15 @@ mod tests {
     }
 
     #[test]
-    fn metadata_lies_beside_the_image() {
-        for (image, metadata) in [
-            ("/a/build-1.ext4", "/a/build-1.metadata.json"),
-            ("rootfs", "rootfs.metadata.json"),
-            ("disk.img", "disk.img.metadata.json"),
+    fn metadata_and_machine_lie_beside_the_image() {
+        for (image, stem) in [
+            ("/a/build-1.ext4", "/a/build-1"),
+            ("rootfs", "rootfs"),
+            ("disk.img", "disk.img"),
         ] {
-            assert_eq!(metadata_path(Path::new(image)), Path::new(metadata), "{image}");
+            let sidecars =
+                ["metadata", "firecracker"].map(|kind| PathBuf::from(format!("{stem}.{kind}.json")));
+            assert_eq!(sidecar_paths(Path::new(image)), sidecars, "{image}");
         }
     }
 
@@ -368,7 +411,7 @@ mod tests {
             .map(|entry| entry.unwrap().path())
             .collect();
         names.sort();
-        assert_eq!(names, [output, metadata]);
+        assert_eq!(names, [output.clone(), machine_path(&output), metadata]);
     }
 
     fn publish(output: &Path, replace: bool) -> Result<PathBuf, BuildError> {
@@ -415,7 +458,7 @@ mod tests {
         fs::remove_file(draft.image.path()).unwrap();
         draft.publish(&ImageMetadata::default()).unwrap_err();
         assert_eq!(fs::read(&metadata).unwrap(), b"former");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
     event::{Component, Level},
     image_cache::{Found, ImageCache, ImageKey, ImageRecord},
     pack_cache::LayerFile,
-    request::Backend,
+    request::{Backend, InitStrategy},
     shape::Shape,
 };
 
@@ -52,6 +52,10 @@ impl Reuse {
     pub(super) fn new(work: &Work<'_>, layers: &[LayerFile], shape: &Shape) -> Option<Self> {
         let cache = work.config.images.clone()?;
         if work.config.backend != Backend::Native {
+            return None;
+        }
+        // What was saved, and which init was found, is known to the one who makes the image, and to nobody else.
+        if !shape.optimization.is_nothing() || work.request.target.init == InitStrategy::Custom {
             return None;
         }
         let blobs: Vec<String> = work
@@ -112,7 +116,7 @@ impl Reuse {
             .metadata()
             .map_err(|error| BuildError::from_io("look at the image", error))?;
         let written = Written::new(record.size_bytes, &found);
-        work.check_image(written)?;
+        work.check_image(&written)?;
         let message = format!(
             "Reused the image that an earlier build made of the same layers and options: {}, {way}, checksum verified",
             megabytes(record.size_bytes)

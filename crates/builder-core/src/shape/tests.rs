@@ -1,4 +1,5 @@
 use super::*;
+use crate::request::Optimization;
 
 fn config() -> ImageConfig {
     let mut config = ImageConfig::default();
@@ -23,6 +24,8 @@ fn target() -> RootfsTarget {
         free_space_bytes: 1,
         free_inodes: 2,
         layer_mode: LayerMode::Oci,
+        optimization: Optimization::default(),
+        preserve_paths: Vec::new(),
     }
 }
 
@@ -50,7 +53,7 @@ fn the_guest_finds_command_environment_and_directory() {
     target.runtime.environment = BTreeMap::from([("A".to_owned(), "3".to_owned())]);
     target.runtime.exposed_ports = words(&["443/tcp", "80/tcp"]);
     let metadata = metadata(&config(), &target).unwrap();
-    let files = added_files(&metadata, &Arc::from(&b"init"[..]));
+    let files = added_files(&metadata, InitStrategy::Tini, Some(&Arc::from(&b"init"[..])));
     let text = |path: &str| match &files.iter().find(|file| file.path == path).unwrap().content {
         AddedContent::Text(text) => text.clone(),
         AddedContent::Binary(_) => panic!("{path} is text"),
@@ -68,7 +71,7 @@ fn the_guest_finds_command_environment_and_directory() {
 #[test]
 fn an_image_that_says_nothing_gets_a_shell_and_a_path() {
     let metadata = metadata(&ImageConfig::default(), &target()).unwrap();
-    let files = added_files(&metadata, &Arc::from(&b""[..]));
+    let files = added_files(&metadata, InitStrategy::Tini, Some(&Arc::from(&b""[..])));
     assert_eq!(files[1].content, AddedContent::Text(r#"["/bin/sh"]"#.to_owned()));
     assert_eq!(
         files[2].content,
@@ -129,32 +132,56 @@ fn everything_that_decides_the_content_decides_the_identity_and_nothing_else_doe
         content: AddedContent::Text(text.to_owned()),
     };
     let files = vec![file("/a", 0o644, "x")];
-    let base = identity(&[[1; 32], [2; 32]], &files, &target());
-    assert_eq!(base, identity(&[[1; 32], [2; 32]], &files, &target()));
+    let base = identity(&[[1; 32], [2; 32]], &files, &Settings::default(), &target());
+    assert_eq!(
+        base,
+        identity(&[[1; 32], [2; 32]], &files, &Settings::default(), &target())
+    );
 
     let with = |change: fn(&mut RootfsTarget)| {
         let mut target = target();
         change(&mut target);
-        identity(&[[1; 32], [2; 32]], &files, &target)
+        identity(&[[1; 32], [2; 32]], &files, &Settings::default(), &target)
     };
     let others = [
         (
             "order of layers",
-            identity(&[[2; 32], [1; 32]], &files, &target()),
+            identity(&[[2; 32], [1; 32]], &files, &Settings::default(), &target()),
         ),
-        ("fewer layers", identity(&[[1; 32]], &files, &target())),
-        ("no file", identity(&[[1; 32], [2; 32]], &[], &target())),
+        (
+            "fewer layers",
+            identity(&[[1; 32]], &files, &Settings::default(), &target()),
+        ),
+        (
+            "no file",
+            identity(&[[1; 32], [2; 32]], &[], &Settings::default(), &target()),
+        ),
         (
             "path",
-            identity(&[[1; 32], [2; 32]], &[file("/b", 0o644, "x")], &target()),
+            identity(
+                &[[1; 32], [2; 32]],
+                &[file("/b", 0o644, "x")],
+                &Settings::default(),
+                &target(),
+            ),
         ),
         (
             "mode of a file",
-            identity(&[[1; 32], [2; 32]], &[file("/a", 0o755, "x")], &target()),
+            identity(
+                &[[1; 32], [2; 32]],
+                &[file("/a", 0o755, "x")],
+                &Settings::default(),
+                &target(),
+            ),
         ),
         (
             "content",
-            identity(&[[1; 32], [2; 32]], &[file("/a", 0o644, "y")], &target()),
+            identity(
+                &[[1; 32], [2; 32]],
+                &[file("/a", 0o644, "y")],
+                &Settings::default(),
+                &target(),
+            ),
         ),
         ("layer mode", with(|target| target.layer_mode = LayerMode::Docker)),
         ("profile", with(|target| target.profile = Profile::ReadOnly)),
@@ -170,7 +197,7 @@ fn everything_that_decides_the_content_decides_the_identity_and_nothing_else_doe
     }
     // Part of the format: a change moves the UUID of every image, so it has to be wanted.
     assert_eq!(
-        hex::encode(identity(&[], &[], &target())),
+        hex::encode(identity(&[], &[], &Settings::default(), &target())),
         PINNED_IDENTITY,
         "the documented encoding changed"
     );

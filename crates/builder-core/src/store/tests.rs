@@ -7,8 +7,8 @@ use crate::{
     build::{BuildId, BuildMetrics, BuildState},
     event::{Component, Level},
     request::{
-        BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RegistryCredentials,
-        RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
+        BuildRequest, DockerImageSource, ExtractOptions, InitStrategy, LayerMode, Optimization, Profile,
+        RegistryCredentials, RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
     },
 };
 
@@ -35,8 +35,11 @@ fn request(tenant: &str) -> BuildRequest {
             free_space_bytes: 0,
             free_inodes: 0,
             layer_mode: LayerMode::Oci,
+            optimization: Optimization::default(),
+            preserve_paths: Vec::new(),
         },
         flatten_filesystem: false,
+        extract: ExtractOptions::default(),
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rootfs::{
-    Metadata, Tree,
+    InodeKind, Metadata, Tree,
     ext4::Native,
     fold::{FoldErrorKind, FoldLimits, Folded, Folder, Mode, Report},
     image::{ImageBackend, ImageError, ImageOptions},
@@ -22,7 +22,10 @@ use super::{
     descriptors::take,
     protocol::{AssembleJob, Edit, EditContent, FailureKind, ImageRequest, LayerInput, WorkerEvent},
 };
-use crate::request::{Backend, LayerMode, Profile};
+use crate::{
+    optimize::{OptimizeError, optimize},
+    request::{Backend, LayerMode, Profile},
+};
 
 /// Notes of the fold on which the modes agree that go to the log; the rest is counted. Those on which they differ all go
 /// there, up to what the parent reads of one worker.
@@ -42,6 +45,11 @@ pub(super) fn run<W: Write>(
     let mut packs = Packs::new();
     let Folded { mut tree, report } = fold(job, &mut packs)?;
     note(&report, events)?;
+    make_smaller(job, &mut tree, &mut packs, events)?;
+    if !job.init_candidates.is_empty() {
+        let path = job.init_candidates.iter().find(|path| is_program(&tree, path));
+        events.send(&WorkerEvent::Init { path: path.cloned() })?;
+    }
     for edit in &job.edits {
         apply(edit, &mut tree)?;
     }
@@ -126,8 +134,50 @@ fn note<W: Write>(report: &Report, events: &mut Events<W>) -> Result<(), Failure
     Ok(())
 }
 
+/// Leaves out and strips what the job says, and tells what that saved.
+fn make_smaller<W: Write>(
+    job: &AssembleJob,
+    tree: &mut Tree,
+    packs: &mut Packs,
+    events: &mut Events<W>,
+) -> Result<(), Failure> {
+    if job.optimization.is_nothing() {
+        return Ok(());
+    }
+    let scratch = job.scratch.map(take).transpose();
+    let scratch = scratch.map_err(|error| Failure::from_io("take over a descriptor", &error))?;
+    let done = optimize(&job.optimization, tree, packs, scratch).map_err(|error| match error {
+        OptimizeError::Io(error) => Failure::from_io("make a program smaller", &error),
+        OptimizeError::Pattern(error) => Failure::chained(FailureKind::Unsupported, &error),
+    })?;
+    for message in done.notes.into_iter().take(MAX_NOTES) {
+        events.send(&WorkerEvent::Note { message })?;
+    }
+    for savings in done.savings {
+        events.send(&WorkerEvent::Optimized { savings })?;
+    }
+    Ok(())
+}
+
+/// Whether a path leads to a regular file that someone may execute, symbolic links followed.
+fn is_program(tree: &Tree, path: &str) -> bool {
+    tree.resolve(path.as_bytes()).is_ok_and(|id| {
+        let inode = tree.inode(id);
+        matches!(inode.kind, InodeKind::File(_)) && inode.metadata.mode & 0o111 != 0
+    })
+}
+
 fn apply(edit: &Edit, tree: &mut Tree) -> Result<(), Failure> {
-    let Edit::PutFile { path, mode, content } = edit;
+    let (path, mode, content) = match edit {
+        Edit::EnsureDirectory { path, mode } => {
+            if tree.lookup(path.as_bytes()).is_none() {
+                tree.create_directories(path.as_bytes(), &Metadata::root(*mode))
+                    .map_err(|error| Failure::chained(FailureKind::Unsupported, &error))?;
+            }
+            return Ok(());
+        }
+        Edit::PutFile { path, mode, content } => (path, mode, content),
+    };
     let bytes = match content {
         EditContent::Text(text) => text.as_bytes().to_vec(),
         EditContent::Descriptor(number) => {

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Backend, LayerMode, Profile};
+use crate::{
+    optimize::{Savings, Settings},
+    request::{Backend, LayerMode, Profile},
+};
 
 /// Raised when the lines change: parent and worker are one binary, and a mismatch means that it was replaced while
 /// the parent ran.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
+pub(crate) const PROTOCOL_VERSION: u32 = 2;
 
 /// The first line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,7 +25,7 @@ pub(crate) struct Order {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
     Index(IndexJob),
-    Assemble(AssembleJob),
+    Assemble(Box<AssembleJob>),
 }
 
 /// One layer's bytes to a pack and an index.
@@ -42,8 +45,14 @@ pub(crate) struct AssembleJob {
     /// Bottom first.
     pub(crate) layers: Vec<LayerInput>,
     pub(crate) mode: LayerMode,
-    /// In this order, after the last layer.
+    /// What is left out or made smaller, before anything is added.
+    pub(crate) optimization: Settings,
+    /// An empty file for content that optimization makes; taken only when it makes some.
+    pub(crate) scratch: Option<i32>,
+    /// In this order, after optimization.
     pub(crate) edits: Vec<Edit>,
+    /// Paths of which the first that leads to a program is the image's own init; empty when nobody asks.
+    pub(crate) init_candidates: Vec<String>,
     pub(crate) image: ImageRequest,
     pub(crate) backend: Backend,
     /// An empty directory for this worker alone, for the backend that stages its tree.
@@ -65,6 +74,8 @@ pub(crate) struct LayerInput {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Edit {
+    /// A directory owned by root and dated 1970, with those above it, unless something is there already.
+    EnsureDirectory { path: String, mode: u16 },
     /// A file owned by root and dated 1970, with the directories above it; replaces what is there.
     PutFile {
         path: String,
@@ -113,6 +124,10 @@ pub(crate) enum WorkerEvent {
     Indexed { pack_bytes: u64, index_bytes: u64 },
     /// A line for the log.
     Note { message: String },
+    /// One rule of the optimization is done.
+    Optimized { savings: Savings },
+    /// The first of the candidates that is a program; `None` when none is.
+    Init { path: Option<String> },
     /// The tree stands.
     Folded { inodes: u64 },
     /// The image is complete.

@@ -17,8 +17,8 @@ use builder_core::{
     event::{self, Event, Level},
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
     request::{
-        Backend, BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RequestedLimits,
-        RootfsTarget, RuntimeOverrides, TenantContext,
+        Backend, BuildRequest, DockerImageSource, ExtractOptions, InitStrategy, LayerMode, Optimization,
+        Profile, RequestedLimits, RootfsTarget, RuntimeOverrides, TenantContext,
     },
     worker::{Launcher, ProcessLauncher, WorkerSpec},
 };
@@ -261,8 +261,11 @@ pub fn request(image: &str) -> BuildRequest {
             free_space_bytes: 4 << 20,
             free_inodes: 64,
             layer_mode: LayerMode::Oci,
+            optimization: Optimization::default(),
+            preserve_paths: Vec::new(),
         },
         flatten_filesystem: false,
+        extract: ExtractOptions::default(),
         limits: RequestedLimits::default(),
         build_name: String::new(),
         labels: BTreeMap::new(),

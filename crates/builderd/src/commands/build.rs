@@ -54,8 +54,8 @@ others are given.
 What happens is shown on standard error: as a bar on a terminal, as lines otherwise. Standard output gets the path of \
 the image, or with --json one JSON object a line for everything that happens, the last of which is the result.
 
-Beside the image, its metadata is written: for rootfs.ext4 it is rootfs.metadata.json. Both appear at once and \
-complete, or not at all; files that are there already are replaced only with --force.";
+Beside the image, its metadata and a machine configuration for Firecracker are written: for rootfs.ext4 they are \
+rootfs.metadata.json and rootfs.firecracker.json. All appear at once and complete, or not at all; files that are there already are replaced only with --force.";
 
 /// The command line of `build`.
 pub(super) fn command() -> Command {
@@ -236,8 +236,8 @@ fn cache_directory(arguments: &Arguments) -> Result<PathBuf, Failure> {
 }
 
 fn refuse_existing(output: &Path) -> Result<(), Failure> {
-    let metadata = pipeline::metadata_path(output);
-    for path in [output, &metadata] {
+    let [metadata, machine] = pipeline::sidecar_paths(output);
+    for path in [output, &metadata, &machine] {
         match fs::symlink_metadata(path) {
             Ok(_) => {
                 let message = format!("{} is there already: give --force to replace it", path.display());

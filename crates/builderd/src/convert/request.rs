@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use builder_core::{
     build::{BuildId, BuildState},
+    optimize::{MAX_PATTERNS, check_patterns},
     request::{
-        BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RegistryCredentials,
-        RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
+        BuildRequest, DockerImageSource, ExtractOptions, InitStrategy, LayerMode, Optimization, Profile,
+        RegistryCredentials, RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
     },
 };
 use oci_fetch::{ImageSource, Platform};
@@ -40,13 +41,14 @@ impl TryFrom<proto::CreateBuildRequest> for BuildRequest {
         let tenant = tenant_context(config.tenant, &path.field("tenant"))?;
         let source = source(config.source, &path.field("source"))?;
         let target = target(config.target, &path.field("target"))?;
-        let flatten_filesystem = strategy(config.strategy, &path.field("strategy"))?;
+        let (extract, flatten_filesystem) = strategy(config.strategy, &path.field("strategy"))?;
         let limits = limits(config.limits.unwrap_or_default(), &path.field("limits"))?;
         Ok(Self {
             tenant,
             source,
             target,
             flatten_filesystem,
+            extract,
             limits,
             build_name: path.field("build_name").text(config.build_name, MAX_TEXT_BYTES)?,
             labels: text_map(config.labels, &path.field("labels"))?,
@@ -264,21 +266,15 @@ fn microvm_rootfs(rootfs: proto::MicroVmRootfs, path: &FieldPath<'_>) -> Result<
     let strategy = path.field("init_strategy");
     let init = match proto::InitStrategy::try_from(rootfs.init_strategy) {
         Ok(proto::InitStrategy::Unspecified | proto::InitStrategy::Tini) => InitStrategy::Tini,
-        Ok(other @ (proto::InitStrategy::Direct | proto::InitStrategy::Custom)) => {
-            let name = other.as_str_name();
-            return Err(strategy.unimplemented(format_args!("{name} is not implemented yet")));
-        }
+        Ok(proto::InitStrategy::Direct) => InitStrategy::Direct,
+        Ok(proto::InitStrategy::Custom) => InitStrategy::Custom,
         Err(_) => return Err(strategy.invalid("an InitStrategy, 0 to 3", rootfs.init_strategy)),
     };
-    optimization(
-        &rootfs.optimization.unwrap_or_default(),
+    let optimization = optimization(
+        rootfs.optimization.unwrap_or_default(),
         &path.field("optimization"),
     )?;
-    if !rootfs.preserve_paths.is_empty() {
-        return Err(path
-            .field("preserve_paths")
-            .unimplemented("nothing is left out of an image yet, so there is nothing to preserve"));
-    }
+    let preserve_paths = patterns(rootfs.preserve_paths, &path.field("preserve_paths"))?;
 
     let profile = match rootfs.profile.as_str() {
         "" | "rw" => Profile::ReadWrite,
@@ -315,6 +311,8 @@ fn microvm_rootfs(rootfs: proto::MicroVmRootfs, path: &FieldPath<'_>) -> Result<
         free_space_bytes: free_space.unwrap_or(DEFAULT_FREE_SPACE_BYTES),
         free_inodes: free_inodes.unwrap_or(DEFAULT_FREE_INODES),
         layer_mode,
+        optimization,
+        preserve_paths,
     })
 }
 
@@ -364,20 +362,45 @@ fn is_port(value: &str) -> bool {
         && matches!(protocol, "tcp" | "udp" | "sctp")
 }
 
-fn optimization(settings: &proto::OptimizationSettings, path: &FieldPath<'_>) -> Result<(), FieldError> {
-    let set = [
-        ("strip_debug_symbols", settings.strip_debug_symbols),
-        ("compress_binaries", settings.compress_binaries),
-        ("remove_docs", settings.remove_docs),
-        ("remove_cache", settings.remove_cache),
-        ("preserve_paths", !settings.preserve_paths.is_empty()),
-        ("exclude_patterns", !settings.exclude_patterns.is_empty()),
-    ];
-    refuse_set(&set, path, "images are not optimized yet")
+fn optimization(
+    settings: proto::OptimizationSettings,
+    path: &FieldPath<'_>,
+) -> Result<Optimization, FieldError> {
+    if settings.compress_binaries {
+        return Err(path.field("compress_binaries").unimplemented(
+            "a compressed executable unpacks itself into memory of each process at every start, loses its file \
+             capabilities, and finds another program at /proc/self/exe; ext4 itself compresses nothing",
+        ));
+    }
+    Ok(Optimization {
+        strip_debug_symbols: settings.strip_debug_symbols,
+        remove_docs: settings.remove_docs,
+        remove_cache: settings.remove_cache,
+        exclude_patterns: patterns(settings.exclude_patterns, &path.field("exclude_patterns"))?,
+        preserve_paths: patterns(settings.preserve_paths, &path.field("preserve_paths"))?,
+    })
 }
 
-/// Whether a flat file system is asked for, which is what there is anyway: it is recorded.
-fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Result<bool, FieldError> {
+/// Patterns as `.gitignore` has them.
+fn patterns(values: Vec<String>, path: &FieldPath<'_>) -> Result<Vec<String>, FieldError> {
+    if values.len() > MAX_PATTERNS {
+        return Err(path.invalid(format_args!("at most {MAX_PATTERNS} patterns"), values.len()));
+    }
+    let values = text_list(values, path)?;
+    check_patterns(&values).map_err(|error| {
+        path.invalid(
+            "patterns as .gitignore has them",
+            format_args!("{} ({})", quoted(&error.pattern), error.message),
+        )
+    })?;
+    Ok(values)
+}
+
+/// What the extraction is asked for, and whether a flat file system is, which is what there is anyway.
+fn strategy(
+    strategy: Option<proto::BuildStrategy>,
+    path: &FieldPath<'_>,
+) -> Result<(ExtractOptions, bool), FieldError> {
     use proto::build_strategy::StrategyType;
 
     let refused = |name| {
@@ -386,17 +409,15 @@ fn strategy(strategy: Option<proto::BuildStrategy>, path: &FieldPath<'_>) -> Res
             .unimplemented("this strategy is not implemented yet"))
     };
     match strategy.and_then(|strategy| strategy.strategy_type) {
-        None => Ok(false),
+        None => Ok((ExtractOptions::default(), false)),
+        // `flatten_filesystem` and `preserve_layers` ask for what happens anyway.
         Some(StrategyType::DockerExtract(extract)) => {
             let path = path.field("docker_extract");
-            if extract.preserve_layers {
-                return Err(path
-                    .field("preserve_layers")
-                    .unimplemented("an image is always one flat file system"));
-            }
-            let excluded = [("exclude_patterns", !extract.exclude_patterns.is_empty())];
-            refuse_set(&excluded, &path, "nothing is left out of an image yet")?;
-            Ok(extract.flatten_filesystem)
+            let options = ExtractOptions {
+                preserve_layers: extract.preserve_layers,
+                exclude_patterns: patterns(extract.exclude_patterns, &path.field("exclude_patterns"))?,
+            };
+            Ok((options, extract.flatten_filesystem))
         }
         Some(StrategyType::GoApi(_)) => refused("go_api"),
         Some(StrategyType::Sinatra(_)) => refused("sinatra"),

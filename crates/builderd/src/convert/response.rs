@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use builder_core::{
     build::{Build, BuildMetrics, BuildState, ImageMetadata},
     event::LogLine,
+    optimize::Savings,
     request::{BuildRequest, InitStrategy, LayerMode, Profile},
 };
 use prost_types::Timestamp;
@@ -120,8 +121,9 @@ fn config(request: BuildRequest) -> proto::BuildConfig {
         strategy: Some(proto::BuildStrategy {
             strategy_type: Some(proto::build_strategy::StrategyType::DockerExtract(
                 proto::DockerExtractStrategy {
+                    preserve_layers: request.extract.preserve_layers,
                     flatten_filesystem: request.flatten_filesystem,
-                    ..Default::default()
+                    exclude_patterns: request.extract.exclude_patterns,
                 },
             )),
         }),
@@ -135,6 +137,8 @@ fn config(request: BuildRequest) -> proto::BuildConfig {
 fn target(target: builder_core::request::RootfsTarget) -> proto::BuildTarget {
     let init_strategy = match target.init {
         InitStrategy::Tini => proto::InitStrategy::Tini,
+        InitStrategy::Direct => proto::InitStrategy::Direct,
+        InitStrategy::Custom => proto::InitStrategy::Custom,
         // Only the command line can ask for it, and its builds are not kept by the service.
         InitStrategy::Raw => proto::InitStrategy::Unspecified,
     };
@@ -145,6 +149,15 @@ fn target(target: builder_core::request::RootfsTarget) -> proto::BuildTarget {
         working_dir: runtime.working_dir.unwrap_or_default(),
         environment: runtime.environment.into_iter().collect(),
         exposed_ports: runtime.exposed_ports,
+    };
+    let optimization = target.optimization;
+    let optimization = proto::OptimizationSettings {
+        strip_debug_symbols: optimization.strip_debug_symbols,
+        compress_binaries: false,
+        remove_docs: optimization.remove_docs,
+        remove_cache: optimization.remove_cache,
+        preserve_paths: optimization.preserve_paths,
+        exclude_patterns: optimization.exclude_patterns,
     };
     // A read-only image has no free space; the domain's default is not something that was asked for.
     let (profile, free_space_bytes, free_inodes) = match target.profile {
@@ -158,8 +171,8 @@ fn target(target: builder_core::request::RootfsTarget) -> proto::BuildTarget {
     let rootfs = proto::MicroVmRootfs {
         init_strategy: init_strategy.into(),
         runtime_config: (runtime != proto::RuntimeConfig::default()).then_some(runtime),
-        optimization: None,
-        preserve_paths: Vec::new(),
+        optimization: (optimization != proto::OptimizationSettings::default()).then_some(optimization),
+        preserve_paths: target.preserve_paths,
         profile: profile.to_owned(),
         free_space_bytes: signed(free_space_bytes),
         free_inodes: signed(free_inodes),
@@ -187,6 +200,7 @@ fn image_metadata(metadata: ImageMetadata) -> proto::ImageMetadata {
         healthcheck_json: metadata.healthcheck_json,
         profile: metadata.profile,
         kernel_args: metadata.kernel_args,
+        platform: metadata.platform,
         ..Default::default()
     }
 }
@@ -218,6 +232,15 @@ fn metrics(metrics: &BuildMetrics) -> proto::BuildMetrics {
         io_read_bytes: signed(metrics.io_read_bytes),
         io_write_bytes: signed(metrics.io_write_bytes),
         pulled_bytes: signed(metrics.pulled_bytes),
+        optimization: metrics.optimization.iter().map(savings).collect(),
+    }
+}
+
+fn savings(savings: &Savings) -> proto::OptimizationSavings {
+    proto::OptimizationSavings {
+        rule: savings.rule.as_str().to_owned(),
+        files: signed(Some(savings.files)),
+        bytes: signed(Some(savings.bytes)),
     }
 }
 

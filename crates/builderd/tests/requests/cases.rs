@@ -195,14 +195,6 @@ fn create_build() -> Vec<Case> {
         Unimplemented,
         "config.target.container_image: ",
     );
-    for strategy in ["INIT_STRATEGY_DIRECT", "INIT_STRATEGY_CUSTOM"] {
-        case(
-            "CreateBuild",
-            create(&rootfs("init_strategy"), json!(strategy)),
-            Unimplemented,
-            "config.target.microvm_rootfs.init_strategy: ",
-        );
-    }
     case(
         "CreateBuild",
         create(&rootfs("init_strategy"), json!(17)),
@@ -211,26 +203,33 @@ fn create_build() -> Vec<Case> {
     );
     case(
         "CreateBuild",
-        create(&rootfs("preserve_paths"), json!(["/a"])),
+        create(&rootfs("optimization/compress_binaries"), json!(true)),
         Unimplemented,
-        "config.target.microvm_rootfs.preserve_paths: ",
+        "config.target.microvm_rootfs.optimization.compress_binaries: a compressed executable",
     );
-    for (field, value) in [
-        ("strip_debug_symbols", json!(true)),
-        ("compress_binaries", json!(true)),
-        ("remove_docs", json!(true)),
-        ("remove_cache", json!(true)),
-        ("preserve_paths", json!(["/a"])),
-        ("exclude_patterns", json!(["*.md"])),
+    for field in [
+        "preserve_paths",
+        "optimization/preserve_paths",
+        "optimization/exclude_patterns",
     ] {
-        let path = rootfs(&format!("optimization/{field}"));
-        case(
-            "CreateBuild",
-            create(&path, value),
-            Unimplemented,
-            &format!("config.target.microvm_rootfs.optimization.{field}: "),
-        );
+        for pattern in ["[z-a]", "", "# nothing", "a\u{0}b", &"x".repeat(1025)] {
+            case(
+                "CreateBuild",
+                create(&rootfs(field), json!(["/fine", pattern])),
+                InvalidArgument,
+                &format!(
+                    "config.target.microvm_rootfs.{}: expected ",
+                    field.replace('/', ".")
+                ),
+            );
+        }
     }
+    case(
+        "CreateBuild",
+        create(&rootfs("preserve_paths"), json!(vec!["/a"; 513])),
+        InvalidArgument,
+        "config.target.microvm_rootfs.preserve_paths: expected at most 512 patterns, got 513",
+    );
     case(
         "CreateBuild",
         create(&rootfs("profile"), json!("rx")),
@@ -312,15 +311,12 @@ fn create_build() -> Vec<Case> {
     }
     case(
         "CreateBuild",
-        create("/config/strategy/docker_extract/preserve_layers", json!(true)),
-        Unimplemented,
-        "config.strategy.docker_extract.preserve_layers: ",
-    );
-    case(
-        "CreateBuild",
-        create("/config/strategy/docker_extract/exclude_patterns", json!(["x"])),
-        Unimplemented,
-        "config.strategy.docker_extract.exclude_patterns: ",
+        create(
+            "/config/strategy/docker_extract/exclude_patterns",
+            json!(["[z-a]"]),
+        ),
+        InvalidArgument,
+        "config.strategy.docker_extract.exclude_patterns: expected patterns",
     );
     for field in [
         "max_memory_bytes",

@@ -1,6 +1,11 @@
 //! Leaving out what patterns name.
 
-use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
 
 use ignore::{
     Match,
@@ -138,6 +143,35 @@ impl Excludes {
             excluded.rules[rule].bytes += removed.bytes;
         }
         excluded
+    }
+
+    /// The inodes that have a name which a *preserve* pattern matches, or which lies below one that it matches.
+    #[must_use]
+    pub fn preserved(&self, tree: &Tree) -> HashSet<InodeId> {
+        let mut preserved = HashSet::new();
+        if self.preserve.is_empty() {
+            return preserved;
+        }
+        // Directories by path: a walk names each before its content, and a directory has one name.
+        let mut directories: HashSet<Vec<u8>> = HashSet::new();
+        for (path, id) in tree.walk().skip(1) {
+            let above = path
+                .iter()
+                .rposition(|&byte| byte == b'/')
+                .map_or(&path[..0], |slash| &path[..slash]);
+            let is_directory = tree.inode(id).kind.is_directory();
+            let matched = || {
+                let path = Path::new(OsStr::from_bytes(&path));
+                self.preserve.matched(path, is_directory).is_ignore()
+            };
+            if directories.contains(above) || matched() {
+                preserved.insert(id);
+                if is_directory {
+                    directories.insert(path);
+                }
+            }
+        }
+        preserved
     }
 
     fn verdict(

@@ -328,3 +328,39 @@ fn a_pattern_that_cannot_be_read_is_named() {
         assert_eq!(Excludes::new([], [pattern]).unwrap_err().pattern, pattern);
     }
 }
+
+#[test]
+fn preserved_inodes_are_those_below_what_matches_and_their_other_names() {
+    let mut tree = Tree::new();
+    put(&mut tree, "keep/deep/a", 1);
+    put(&mut tree, "other/b", 1);
+    put(&mut tree, "other/c", 1);
+    let c = tree.lookup(b"other/c").unwrap();
+    tree.put_link(b"keep/linked", c).unwrap();
+
+    let excludes = Excludes::new([], ["/keep", "nothing"]).unwrap();
+    let preserved = excludes.preserved(&tree);
+    for (path, expected) in [
+        ("keep", true),
+        ("keep/deep", true),
+        ("keep/deep/a", true),
+        ("other/c", true),
+        ("other", false),
+        ("other/b", false),
+    ] {
+        let id = tree.lookup(path.as_bytes()).unwrap();
+        assert_eq!(preserved.contains(&id), expected, "{path}");
+    }
+    assert!(Excludes::new(["keep"], []).unwrap().preserved(&tree).is_empty());
+}
+
+#[test]
+fn only_files_take_other_content() {
+    let mut tree = Tree::new();
+    put(&mut tree, "d/f", 3);
+    let (d, f) = (tree.lookup(b"d").unwrap(), tree.lookup(b"d/f").unwrap());
+    assert!(tree.set_content(f, content(7)));
+    assert!(!tree.set_content(d, content(7)));
+    assert_eq!(tree.usage().file_bytes, 7);
+    tree.check().unwrap();
+}

@@ -6,9 +6,12 @@ use std::{
     path::PathBuf,
 };
 
-use builder_core::request::{
-    Backend, BuildRequest, DockerImageSource, InitStrategy, LayerMode, Profile, RegistryCredentials,
-    RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
+use builder_core::{
+    optimize::check_patterns,
+    request::{
+        Backend, BuildRequest, DockerImageSource, ExtractOptions, InitStrategy, LayerMode, Optimization,
+        Profile, RegistryCredentials, RequestedLimits, RootfsTarget, RuntimeOverrides, Secret, TenantContext,
+    },
 };
 use clap::{Args, ValueEnum, ValueHint};
 use oci_fetch::Platform;
@@ -47,6 +50,50 @@ pub(super) struct Arguments {
     /// Exactly what the layers say: no init, no file of ours
     #[arg(long)]
     raw: bool,
+
+    /// What becomes process 1
+    #[arg(long, value_name = "STRATEGY", default_value = "tini", conflicts_with = "raw")]
+    init: InitName,
+
+    /// Replace the image's ENTRYPOINT and clear its CMD; once for each word
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    entrypoint: Vec<String>,
+
+    /// Replace the image's CMD; once for each word
+    #[arg(long = "cmd", value_name = "WORD", allow_hyphen_values = true)]
+    command: Vec<String>,
+
+    /// Set a variable of the command's environment
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+
+    /// Start the command in this directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// Say that the image serves this port, as 80 or 53/udp
+    #[arg(long, value_name = "PORT")]
+    expose: Vec<String>,
+
+    /// Remove what only debuggers read from programs and libraries
+    #[arg(long)]
+    strip_debug_symbols: bool,
+
+    /// Remove manual pages and other documentation, but not the texts of licences
+    #[arg(long)]
+    remove_docs: bool,
+
+    /// Remove what package managers can fetch again
+    #[arg(long)]
+    remove_cache: bool,
+
+    /// Leave out what this pattern of .gitignore names
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    exclude: Vec<String>,
+
+    /// Leave alone what this pattern names, whatever else is asked for
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    preserve: Vec<String>,
 
     /// Which image of an index, as linux/arm64/v8 [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = platform)]
@@ -99,6 +146,16 @@ enum Mode {
     Oci,
     /// What containerd and Docker users see
     Docker,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum InitName {
+    /// Our init supervises the image's command
+    Tini,
+    /// Our init becomes the image's command
+    Direct,
+    /// The image's own, as systemd
+    Custom,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -156,12 +213,19 @@ impl Arguments {
                 credentials: self.credentials()?,
             },
             target: RootfsTarget {
-                init: if self.raw {
-                    InitStrategy::Raw
-                } else {
-                    InitStrategy::Tini
+                init: match self.init {
+                    _ if self.raw => InitStrategy::Raw,
+                    InitName::Tini => InitStrategy::Tini,
+                    InitName::Direct => InitStrategy::Direct,
+                    InitName::Custom => InitStrategy::Custom,
                 },
-                runtime: RuntimeOverrides::default(),
+                runtime: RuntimeOverrides {
+                    command: self.command.clone(),
+                    entrypoint: self.entrypoint.clone(),
+                    working_dir: self.workdir.clone(),
+                    environment: self.env.iter().cloned().collect(),
+                    exposed_ports: self.expose.clone(),
+                },
                 profile,
                 free_space_bytes: self.free_space.unwrap_or(DEFAULT_FREE_SPACE_BYTES),
                 free_inodes: self.free_inodes.unwrap_or(DEFAULT_FREE_INODES),
@@ -169,8 +233,17 @@ impl Arguments {
                     Mode::Oci => LayerMode::Oci,
                     Mode::Docker => LayerMode::Docker,
                 },
+                optimization: Optimization {
+                    strip_debug_symbols: self.strip_debug_symbols,
+                    remove_docs: self.remove_docs,
+                    remove_cache: self.remove_cache,
+                    exclude_patterns: self.exclude.clone(),
+                    preserve_paths: Vec::new(),
+                },
+                preserve_paths: self.preserve.clone(),
             },
             flatten_filesystem: false,
+            extract: ExtractOptions::default(),
             limits: RequestedLimits::default(),
             build_name: String::new(),
             labels: BTreeMap::new(),
@@ -217,6 +290,20 @@ impl Arguments {
                 ..RegistryCredentials::default()
             },
         }))
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    match check_patterns(&[text.to_owned()]) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected a pattern of .gitignore: {}", error.message)),
     }
 }
 
