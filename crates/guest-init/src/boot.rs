@@ -9,7 +9,7 @@ use std::{
         process::{CommandExt as _, ExitStatusExt as _},
     },
     panic,
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use crate::{
     cmdline::KernelArguments,
     console::{say, say_on_fresh_line},
     container::{self, Container},
-    files, mounts,
+    files, mounts, names,
     program::{self, Lookup},
     signals::Signal,
     stop::Stop,
@@ -70,13 +70,15 @@ pub fn main() -> i32 {
 const HELP: &str = "\
 guest-init is the first process of a microVM. The kernel starts it (init=/usr/bin/metald-init).
 
-It mounts /proc, /sys, /dev, /run and /tmp, runs the command of /container.cmd with the settings of
+It mounts /proc, /sys, /dev, /run and /tmp, names the machine, runs the command of /container.cmd with the settings of
 /container.env, and resets the machine when the command has ended.
 
 Kernel arguments:
   env.KEY=VALUE           set a variable of the command's environment
   workdir=DIR             start the command in DIR
   hostname=NAME           name the machine
+  ip=ADDRESS::GATEWAY:NETMASK:NAME:INTERFACE:off:DNS
+                          set up an interface, if the kernel has not
   guest-init.log=verbose  one line on the console for each step
   -- COMMAND ARGS...      run this instead of /container.cmd
 
@@ -105,6 +107,7 @@ fn run() -> ! {
 
 /// The upper line of the picture in the crate's documentation.
 fn live() -> Result<ExitStatus, Failure> {
+    let began = Instant::now();
     let missing = sys::hold_missing_descriptors();
     sys::block_all_signals().map_err(|error| failure("cannot block signals", &error))?;
     sys::set_umask(0o022);
@@ -127,22 +130,33 @@ fn live() -> Result<ExitStatus, Failure> {
     if let Err(error) = sys::catch_control_alt_delete() {
         report(&format_args!("Ctrl-Alt-Del is not caught: {error}"));
     }
-    if let Err(error) = sys::bring_loopback_up() {
-        report(&format_args!("no loopback interface: {error}"));
-    }
-    if let Some(name) = &kernel.hostname
-        && let Err(error) = sys::set_hostname(name)
-    {
-        say(format_args!("cannot set the hostname {name:?}: {error}"));
-    }
+    names::set_up(&kernel, &report);
 
     let container = read_container(&kernel)?;
     let identity = read_identity(&container.user)?;
-    let process = start(&container, &identity)?;
+    let command = command(&container, &identity)?;
+    let directory = &container.working_directory;
+    let program = PathBuf::from(command.get_program());
+    let cannot_start = |error: &io::Error| {
+        let (place, user) = (directory.display(), identity.uid);
+        Failure(format!(
+            "{} in {place} as user {user}: {error}",
+            program.display()
+        ))
+    };
+    give_console(identity.uid);
     report(&format_args!(
-        "started {:?} as process {process}, user {}",
-        container.command, identity.uid
+        "starting {:?} as user {}, {:.1} ms after process 1 began and {:.1} ms after the kernel",
+        container.command,
+        identity.uid,
+        began.elapsed().as_secs_f64() * 1000.0,
+        sys::since_boot().as_secs_f64() * 1000.0,
     ));
+    if container.is_direct {
+        let error = sys::become_command(command, &identity, directory);
+        return Err(cannot_start(&error));
+    }
+    let process = sys::spawn(command, &identity, directory).map_err(|error| cannot_start(&error))?;
     Ok(supervise(process, Stop::new(container.stop_signal)))
 }
 
@@ -189,7 +203,8 @@ fn read_identity(user: &str) -> Result<Identity, Failure> {
         .map_err(|error| Failure(error.to_string()))
 }
 
-fn start(container: &Container, identity: &Identity) -> Result<i32, Failure> {
+/// The command, ready to be run; its working directory is there.
+fn command(container: &Container, identity: &Identity) -> Result<Command, Failure> {
     let directory = &container.working_directory;
     // As Docker does it: with root as its owner.
     if let Err(error) = fs::DirBuilder::new()
@@ -224,15 +239,7 @@ fn start(container: &Container, identity: &Identity) -> Result<i32, Failure> {
         command.env("HOME", "/");
     }
     command.envs(&container.environment);
-    give_console(identity.uid);
-    sys::spawn(command, identity, directory).map_err(|error| {
-        let place = directory.display();
-        Failure(format!(
-            "{} in {place} as user {}: {error}",
-            file.display(),
-            identity.uid
-        ))
-    })
+    Ok(command)
 }
 
 /// Makes the console the command's own, so that it can open `/dev/stdout` anew, as logs of many images are links to it.

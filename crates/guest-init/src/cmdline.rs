@@ -21,6 +21,8 @@ pub struct KernelArguments {
     pub hostname: Option<OsString>,
     /// `guest-init.log=verbose`: one line on the console for each step.
     pub verbose: bool,
+    /// `ip=…`, as it stands there; see [`crate::network`].
+    pub network: Option<OsString>,
     /// Everything after the first `--`; `None` without one, or with nothing after it.
     pub command: Option<Vec<OsString>>,
 }
@@ -48,6 +50,9 @@ impl KernelArguments {
                 }
                 (b"hostname", Some(value)) if !value.is_empty() => {
                     result.hostname = Some(OsStr::from_bytes(value).to_owned());
+                }
+                (b"ip", Some(value)) if !value.is_empty() => {
+                    result.network = Some(OsStr::from_bytes(value).to_owned());
                 }
                 (b"guest-init.log", value) => result.verbose = value == Some(b"verbose"),
                 (name, Some(value)) => {
@@ -181,6 +186,7 @@ mod tests {
             working_directory: Some("/srv".into()),
             hostname: Some(os("box")),
             verbose: true,
+            network: None,
             command: Some(
                 ["/bin/sh", "-c", "echo a=b; exit 3", "x=y z", "--"]
                     .map(os)

@@ -9,10 +9,16 @@
 //! | `user` | string, as in Docker's USER | root |
 //! | `exposed_ports` | (for others) | |
 //! | `stop_signal` | string, as in Docker's STOPSIGNAL | `SIGTERM` |
+//! | `init_strategy` | `direct` to become the command, `tini` to supervise it | `tini` |
 //!
 //! Unknown fields are ignored. PATH is always set.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Component, Path, PathBuf},
+};
 
 use serde_json::{Map, Value};
 
@@ -43,6 +49,8 @@ pub struct Container {
     pub user: String,
     /// What asks the command to end.
     pub stop_signal: Signal,
+    /// Whether the init becomes the command, which is process 1 then, instead of supervising it.
+    pub is_direct: bool,
 }
 
 /// A file of the image does not say what it should.
@@ -88,14 +96,38 @@ impl Container {
             Some(name) => signals::parse(name)
                 .ok_or_else(|| invalid(ENVIRONMENT_FILE, format!("stop_signal {name:?} is not a signal")))?,
         };
+        let is_direct = match text(&fields, "init_strategy")? {
+            None | Some("" | "tini") => false,
+            Some("direct") => true,
+            Some(other) => {
+                let reason = format!("init_strategy {other:?} is neither tini nor direct");
+                return Err(invalid(ENVIRONMENT_FILE, reason));
+            }
+        };
         Ok(Self {
             command,
             environment,
-            working_directory: PathBuf::from("/").join(working_directory),
+            is_direct,
+            working_directory: normalized(&working_directory),
             user: text(&fields, "user")?.unwrap_or_default().to_owned(),
             stop_signal,
         })
     }
+}
+
+/// An absolute path without `.` and `..`, which are taken by their letters as Docker takes them, never above the root.
+fn normalized(path: &Path) -> PathBuf {
+    let mut result = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => result.push(name),
+            Component::ParentDir => {
+                result.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    result
 }
 
 fn default_command() -> Result<Vec<OsString>, InvalidContainer> {
@@ -206,6 +238,37 @@ mod tests {
         assert_eq!(container.working_directory, PathBuf::from("/srv"));
         assert_eq!(container.user, "www-data");
         assert_eq!(container.stop_signal, signals::parse("QUIT").unwrap());
+    }
+
+    #[test]
+    fn working_directories_are_taken_as_docker_takes_them() {
+        for (given, expected) in [
+            ("", "/"),
+            ("srv", "/srv"),
+            ("../../..", "/"),
+            ("/srv/../data/./x/", "/data/x"),
+            ("/../../etc", "/etc"),
+            ("//a//b", "/a/b"),
+        ] {
+            let file = format!(r#"{{"working_dir": "{given}"}}"#);
+            let container = container(None, Some(&file), "").unwrap();
+            assert_eq!(container.working_directory, PathBuf::from(expected), "{given}");
+        }
+        let kernel = container(None, None, "workdir=/a/../../b").unwrap();
+        assert_eq!(kernel.working_directory, PathBuf::from("/b"));
+    }
+
+    #[test]
+    fn the_strategy_is_to_supervise_unless_the_image_says_otherwise() {
+        for (text, expected) in [
+            ("{}", Ok(false)),
+            (r#"{"init_strategy": "tini"}"#, Ok(false)),
+            (r#"{"init_strategy": "direct"}"#, Ok(true)),
+            (r#"{"init_strategy": "other"}"#, Err(())),
+        ] {
+            let result = container(None, Some(text), "").map(|container| container.is_direct);
+            assert_eq!(result.map_err(drop), expected, "{text}");
+        }
     }
 
     #[test]

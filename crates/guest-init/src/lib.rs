@@ -7,10 +7,12 @@
 //! # The life of a guest
 //!
 //! ```text
-//! mounts ─ kernel arguments ─ /container.env, /container.cmd ─ user, groups, directory, PATH ─ command
+//! mounts ─ kernel arguments ─ name, network ─ /container.* ─ user, groups, directory, PATH ─ command
 //!                                                                                             │ signals in
 //! reboot ─ read-only remount ─ sync ─ SIGKILL ─ grace ─ SIGTERM to the rest ─ exit code <─────┘ zombies reaped
 //! ```
+//!
+//! With the strategy `direct` the upper line is all: process 1 becomes the command.
 //!
 //! Whatever fails, fails with one line on the console that begins with `guest-init: `, and the machine still goes the
 //! way of the lower line: process 1 never ends, since that would be a kernel panic.
@@ -18,7 +20,7 @@
 //! # Architecture
 //!
 //! What can be decided without a system call is in modules that are pure functions of bytes: [`cmdline`],
-//! [`container`], [`users`], [`program`], [`signals`], [`stop`]. All unsafe code is in `sys`. Reads of files that the
+//! [`container`], [`network`], [`users`], [`program`], [`signals`], [`stop`]. All unsafe code is in `sys`. Reads of files that the
 //! image controls are bounded, and never block (`files`).
 
 pub mod boot;
@@ -27,6 +29,8 @@ mod console;
 pub mod container;
 mod files;
 mod mounts;
+mod names;
+pub mod network;
 pub mod program;
 pub mod signals;
 pub mod stop;

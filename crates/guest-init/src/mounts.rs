@@ -39,7 +39,7 @@ const MEMORY: MountFlags = MountFlags {
 };
 
 /// In this order: later ones lie within earlier ones.
-const KERNEL_MOUNTS: [Mount; 6] = [
+const KERNEL_MOUNTS: [Mount; 7] = [
     Mount {
         target: "/proc",
         kind: c"proc",
@@ -82,6 +82,27 @@ const KERNEL_MOUNTS: [Mount; 6] = [
         options: c"mode=1777",
         optional: true,
     },
+    Mount {
+        target: "/dev/mqueue",
+        kind: c"mqueue",
+        flags: SAFE,
+        options: c"",
+        optional: true,
+    },
+];
+
+/// Devices that a program expects, for a kernel that does not make them by itself: name, mode, major, minor
+/// (Documentation/admin-guide/devices.txt). Docker gives a container these, and a machine has its console besides.
+const DEVICE_NODES: [(&str, u32, u32, u32); 9] = [
+    ("null", 0o666, 1, 3),
+    ("zero", 0o666, 1, 5),
+    ("full", 0o666, 1, 7),
+    ("random", 0o666, 1, 8),
+    ("urandom", 0o666, 1, 9),
+    ("tty", 0o666, 5, 0),
+    ("console", 0o600, 5, 1),
+    ("ptmx", 0o666, 5, 2),
+    ("ttyS0", 0o600, 4, 64),
 ];
 
 /// Links that udev would make.
@@ -126,9 +147,31 @@ fn mount_kernel(mount: &Mount, report: &mut dyn FnMut(String)) {
             mount.kind.to_string_lossy(),
             mount.target
         )),
+        // ENODEV: the kernel knows no such file system.
+        Err(error) if mount.kind == c"devtmpfs" && error.raw_os_error() == Some(libc::ENODEV) => {
+            make_devices(target, report);
+        }
         Err(error) if mount.optional => report(format!("no {}: {error}", mount.target)),
         Err(error) => say(format_args!("cannot mount {}: {error}", mount.target)),
     }
+}
+
+/// A directory of devices of our own.
+fn make_devices(target: &Path, report: &mut dyn FnMut(String)) {
+    if let Err(error) = sys::mount(c"tmpfs", target, DEVICES, c"mode=0755") {
+        say(format_args!("cannot mount {}: {error}", target.display()));
+        return;
+    }
+    for (name, mode, major, minor) in DEVICE_NODES {
+        let path = target.join(name);
+        let made = sys::make_character_device(&path, mode, major, minor)
+            // The mask of new files has taken bits away.
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
+        if let Err(error) = made {
+            say(format_args!("cannot make {}: {error}", path.display()));
+        }
+    }
+    report(format!("made devices in {}", target.display()));
 }
 
 /// Gives programs a place to write, without hiding what the image put there.

@@ -5,6 +5,7 @@
 use std::{
     ffi::{CStr, CString, OsStr, c_int, c_ulong},
     io, mem,
+    net::Ipv4Addr,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{
@@ -101,32 +102,138 @@ pub fn set_hostname(name: &OsStr) -> io::Result<()> {
     check(unsafe { libc::sethostname(name.as_bytes().as_ptr().cast(), name.len()) })
 }
 
-/// Brings the loopback interface up.
+/// Makes a character device.
 ///
 /// # Errors
 ///
-/// Those of `socket(2)` and `netdevice(7)`.
-pub fn bring_loopback_up() -> io::Result<()> {
-    // SAFETY: socket takes three integers.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    check(socket)?;
-    // SAFETY: the descriptor was just opened and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+/// Those of `mknod(2)`.
+pub fn make_character_device(path: &Path, mode: u32, major: u32, minor: u32) -> io::Result<()> {
+    let path = c_string(path.as_os_str())?;
+    // SAFETY: the path ends with a zero byte; the rest are integers.
+    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, libc::makedev(major, minor)) })
+}
+
+/// How long the machine has been running, counted from the start of the kernel's clock.
+#[must_use]
+pub fn since_boot() -> Duration {
+    // SAFETY: timespec is plain data, for which all zeros is a valid value.
+    let mut time: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: `time` is exclusively borrowed. On failure it stays zero.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
+}
+
+/// A socket through which interfaces are configured.
+#[derive(Debug)]
+pub struct InterfaceSocket(OwnedFd);
+
+impl InterfaceSocket {
+    /// Opens one.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket(2)`.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: socket takes three integers.
+        let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        check(socket)?;
+        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(socket) }))
+    }
+
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    ///
+    /// Those of `netdevice(7)`; ENODEV when there is no such interface.
+    pub fn bring_up(&self, interface: &OsStr) -> io::Result<()> {
+        let mut request = interface_request(interface)?;
+        // SAFETY: SIOCGIFFLAGS reads the name from and writes the flags to a live ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) })?;
+        // SAFETY: SIOCGIFFLAGS made the flags the active field of the union.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
+        let up = libc::IFF_UP as libc::c_short;
+        request.ifr_ifru.ifru_flags = flags | up;
+        // SAFETY: SIOCSIFFLAGS reads a live ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+    }
+
+    /// Whether an interface has an IPv4 address.
+    ///
+    /// # Errors
+    ///
+    /// Those of `netdevice(7)`; ENODEV when there is no such interface.
+    pub fn has_address(&self, interface: &OsStr) -> io::Result<bool> {
+        let mut request = interface_request(interface)?;
+        // SAFETY: SIOCGIFADDR reads the name from and writes an address to a live ifreq.
+        match check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFADDR as _, &raw mut request) }) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(false),
+            result => result.map(|()| true),
+        }
+    }
+
+    /// Gives an interface its IPv4 address and netmask.
+    ///
+    /// # Errors
+    ///
+    /// Those of `netdevice(7)`.
+    pub fn set_address(&self, interface: &OsStr, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+        let mut request = interface_request(interface)?;
+        request.ifr_ifru.ifru_addr = socket_address(address);
+        // SAFETY: SIOCSIFADDR reads name and address from a live ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCSIFADDR as _, &raw const request) })?;
+        request.ifr_ifru.ifru_netmask = socket_address(mask);
+        // SAFETY: SIOCSIFNETMASK reads name and mask from a live ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCSIFNETMASK as _, &raw const request) })
+    }
+
+    /// Sends everything that has no other route to a gateway.
+    ///
+    /// # Errors
+    ///
+    /// Those of `route(8)`'s SIOCADDRT: ENETUNREACH when no interface reaches the gateway.
+    pub fn add_default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        // SAFETY: rtentry is plain data, for which all zeros is a valid value; its device is a null pointer, "any".
+        let mut route: libc::rtentry = unsafe { mem::zeroed() };
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = socket_address(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        // SAFETY: SIOCADDRT reads a live rtentry.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) })
+    }
+}
+
+/// An ifreq for the interface of that name.
+fn interface_request(interface: &OsStr) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain data, for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+    // The last byte stays zero.
+    if interface.is_empty() || interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.as_bytes()) {
         // A signed byte on some architectures, an unsigned one on others.
         *to = libc::c_char::from_le_bytes([*from]);
     }
-    // SAFETY: SIOCGIFFLAGS reads the name from and writes the flags to a live ifreq.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) })?;
-    // SAFETY: SIOCGIFFLAGS made the flags the active field of the union.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
-    let up = libc::IFF_UP as libc::c_short;
-    request.ifr_ifru.ifru_flags = flags | up;
-    // SAFETY: SIOCSIFFLAGS reads a live ifreq.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
+    Ok(request)
+}
+
+/// An IPv4 address in the general form, a `sockaddr_in` by its bytes: family (native order), port, address (network order).
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: sockaddr is plain data, for which all zeros is a valid value.
+    let mut general: libc::sockaddr = unsafe { mem::zeroed() };
+    #[expect(clippy::cast_possible_truncation, reason = "AF_INET is 2")]
+    let family = libc::AF_INET as libc::sa_family_t;
+    general.sa_family = family;
+    for (to, from) in general.sa_data.iter_mut().skip(2).zip(address.octets()) {
+        *to = libc::c_char::from_le_bytes([from]);
+    }
+    general
 }
 
 /// Makes Ctrl-Alt-Del send SIGINT to process 1 instead of resetting the machine at once.
@@ -226,12 +333,35 @@ pub fn reap() -> Reaped {
 /// # Errors
 ///
 /// That of the step that failed: `setsid`, `chdir`, `setgroups`, `setgid`, `setuid`, `execve`.
-pub fn spawn(mut command: Command, identity: &Identity, directory: &Path) -> io::Result<i32> {
+pub fn spawn(command: Command, identity: &Identity, directory: &Path) -> io::Result<i32> {
+    let child = prepared(command, identity, directory, true)?.spawn()?;
+    Ok(child.id().cast_signed())
+}
+
+/// Becomes a command: as [`spawn`], but in place of this process. Returns only when it cannot.
+#[must_use]
+pub fn become_command(command: Command, identity: &Identity, directory: &Path) -> io::Error {
+    match prepared(command, identity, directory, false) {
+        Ok(mut command) => command.exec(),
+        Err(error) => error,
+    }
+}
+
+fn prepared(
+    mut command: Command,
+    identity: &Identity,
+    directory: &Path,
+    is_child: bool,
+) -> io::Result<Command> {
     let directory = c_string(directory.as_os_str())?;
     let Identity { uid, gid, groups, .. } = identity.clone();
     let prepare = move || {
         // SAFETY: setsid has no requirements.
-        check(unsafe { libc::setsid() })?;
+        let session = check(unsafe { libc::setsid() });
+        if is_child {
+            // Process 1 may lead a session already, which is as good.
+            session?;
+        }
         // As root, as container runtimes do it: a directory that only root may enter is still a valid one to start in.
         // SAFETY: the path ends with a zero byte and lives as long as the closure.
         check(unsafe { libc::chdir(directory.as_ptr()) })?;
@@ -247,8 +377,8 @@ pub fn spawn(mut command: Command, identity: &Identity, directory: &Path) -> io:
     };
     // SAFETY: this process has one thread, so the closure finds no lock held and no memory in flight; it only makes
     // system calls.
-    let child = unsafe { command.pre_exec(prepare) }.spawn()?;
-    Ok(child.id().cast_signed())
+    unsafe { command.pre_exec(prepare) };
+    Ok(command)
 }
 
 /// Which of the descriptors 0, 1 and 2 are not open. They are taken by the root directory for now, so that no file is

@@ -167,7 +167,7 @@ async fn follow(api: &Api, build_id: &str) -> anyhow::Result<BuildJob> {
 fn show(build: &BuildJob) {
     println!("size     {} bytes", build.rootfs_size_bytes);
     println!("SHA-256  {}", build.rootfs_checksum);
-    let metrics = build.metrics.unwrap_or_default();
+    let metrics = build.metrics.clone().unwrap_or_default();
     for (step, milliseconds) in [
         ("pull", metrics.pull_duration_ms),
         ("extract", metrics.extract_duration_ms),

@@ -142,7 +142,7 @@ pub(super) async fn get_build(
 pub(super) fn build_record(build: &BuildJob) -> String {
     let config = build.config.clone().unwrap_or_default();
     let image = build.image_metadata.clone().unwrap_or_default();
-    let metrics = build.metrics.unwrap_or_default();
+    let metrics = build.metrics.clone().unwrap_or_default();
     let queue = match build.queue_position {
         0 => String::new(),
         position => format!("{position} before it"),
@@ -228,7 +228,12 @@ fn builds_table(builds: &[BuildJob]) -> String {
                 state(build.state),
                 format!("{}%", build.progress_percent),
                 age(build.created_at),
-                seconds(build.metrics.map_or(0, |metrics| metrics.total_duration_ms)),
+                seconds(
+                    build
+                        .metrics
+                        .as_ref()
+                        .map_or(0, |metrics| metrics.total_duration_ms),
+                ),
                 super::create::image_of(&build.config),
             ]
         })
