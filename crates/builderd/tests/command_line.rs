@@ -191,7 +191,10 @@ fn an_image_is_built_and_its_path_is_all_that_standard_output_gets() {
         "{}",
         text(&output.stderr)
     );
-    assert_eq!(made_in(directory.path()), ["a.ext4", "a.metadata.json"]);
+    assert_eq!(
+        made_in(directory.path()),
+        ["a.ext4", "a.firecracker.json", "a.metadata.json"]
+    );
 }
 
 #[test]
@@ -271,7 +274,7 @@ fn json_is_one_object_a_line_and_ends_with_the_result() {
 #[test]
 fn files_that_are_there_are_replaced_only_when_asked() {
     let directory = layout();
-    for name in ["a.ext4", "a.metadata.json"] {
+    for name in ["a.ext4", "a.firecracker.json", "a.metadata.json"] {
         fs::write(directory.path().join(name), "mine").unwrap();
         let output = run(directory.path(), &["build", "oci:layout:v1", "-o", "a.ext4"]);
         assert_eq!(output.status.code(), Some(73));
@@ -395,7 +398,7 @@ fn an_output_that_takes_nothing_is_a_failure_though_the_image_is_there() {
         assert!(said.contains("a.ext4 is complete"), "{json:?}: {said}");
         assert_eq!(
             made_in(directory.path()),
-            ["a.ext4", "a.metadata.json"],
+            ["a.ext4", "a.firecracker.json", "a.metadata.json"],
             "{json:?}"
         );
     }
