@@ -1,7 +1,5 @@
 //! A service that is told to end while it builds.
 
-#![expect(clippy::unwrap_used, reason = "a test program")]
-
 use builderd::proto::{BuildState, StreamBuildLogsRequest};
 use builderd_e2e::{
     api::{Api, TENANT, seed_request},
