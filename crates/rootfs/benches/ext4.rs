@@ -6,7 +6,9 @@
 //! - `big`: 64 files of 64 MiB.
 //!
 //! The pack is written into the directory first and is not measured. Printed are seconds of wall clock and of CPU for
-//! planning and writing, and the peak of memory of the whole process. Without arguments nothing is measured.
+//! planning and writing, and the peak of memory of the whole process: for a read-write image, for one with a hash tree
+//! and nothing kept, and for a second one on the same base with the leaf hashes kept, without and with its checksum. The
+//! file system of the directory decides whether contents are copied or shared. Without arguments nothing is measured.
 
 #![allow(
     missing_docs,
@@ -26,10 +28,11 @@ use std::{
 use rootfs::{
     Metadata, Tree,
     ext4::plan,
-    image::ImageOptions,
+    image::{ImageOptions, Profile},
     layer::BodyExtent,
     pack::{Pack, PackId, Packs},
     tree::{Content, FileContent},
+    verity::LeafHashes,
 };
 
 fn main() {
@@ -87,25 +90,72 @@ fn main() {
         _ => panic!("no such case: {case}"),
     }
     pack.flush().unwrap();
-    let pack = File::open(&pack_path).unwrap();
+    let pack = Pack::File(Arc::new(File::open(&pack_path).unwrap()));
     let mut packs = Packs::new();
-    packs.push(Pack::File(Arc::new(pack)));
-    let path = directory.join("image.ext4");
+    let base = packs.push(pack.clone());
+    measure(
+        case,
+        "first, rw",
+        &tree,
+        &packs,
+        directory,
+        &ImageOptions::new([0; 32]),
+    );
+
+    let mut verity = ImageOptions::new([0; 32]);
+    verity.profile = Profile::ReadOnly;
+    verity.verity = true;
+    measure(
+        case,
+        "first, ro with verity, nothing kept",
+        &tree,
+        &packs,
+        directory,
+        &verity,
+    );
+
+    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let hashes = LeafHashes::of_pack(&pack, next).unwrap();
+    println!(
+        "{case}: leaf hashes of {next} bytes: {:.3} s wall, {:.2} s CPU",
+        start.elapsed().as_secs_f64(),
+        cpu_seconds() - cpu
+    );
+    packs.set_leaf_hashes(base, Arc::new(hashes));
+    // Another image on the same base.
+    tree.put_file(
+        b"top",
+        Metadata::root(0o644),
+        FileContent::inline(*b"another application"),
+    )
+    .unwrap();
+    measure(case, "second, ro with verity", &tree, &packs, directory, &verity);
+    verity.findings.sha256 = true;
+    measure(
+        case,
+        "second, ro with verity and SHA-256",
+        &tree,
+        &packs,
+        directory,
+        &verity,
+    );
+}
+
+fn measure(case: &str, what: &str, tree: &Tree, packs: &Packs, directory: &Path, options: &ImageOptions) {
     let image = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(true)
-        .open(&path)
+        .open(directory.join("image.ext4"))
         .unwrap();
-
     let (start, cpu) = (Instant::now(), cpu_seconds());
-    let plan = plan(&tree, &ImageOptions::new([0; 32])).unwrap();
+    let plan = plan(tree, options).unwrap();
     let planned = start.elapsed().as_secs_f64();
-    plan.emit(&packs, &image).unwrap();
+    plan.emit_and_find(packs, &image, options.findings).unwrap();
     let all = start.elapsed().as_secs_f64();
     println!(
-        "{case}: {all:.3} s wall (plan {planned:.3} s), {:.2} s CPU, {} KiB peak, image of {} bytes",
+        "{case}: {what}: {all:.3} s wall (plan {planned:.3} s), {:.2} s CPU, {} KiB peak, image of {} bytes",
         cpu_seconds() - cpu,
         peak_kib(),
         plan.size_bytes(),

@@ -42,6 +42,9 @@
 //! tree's top: one after the superblock, which the kernel does not read. Where the disk is probed late, kernels from
 //! 6.3 on wait for it with `dm-mod.waitfor=/dev/vda`.
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod leaves;
 mod superblock;
 mod tree;

@@ -19,13 +19,18 @@ use crate::{
 };
 
 /// A mounted image, unmounted when dropped.
-struct Mount {
+pub(crate) struct Mount {
     directory: tempfile::TempDir,
 }
 
 impl Mount {
-    /// `None`, and a note, where nothing can be mounted.
+    /// An ext4 image. `None`, and a note, where nothing can be mounted.
     fn new(source: &Path, options: &str) -> Option<Self> {
+        Self::of_type("ext4", source, options)
+    }
+
+    /// A file system of any kind in a file. `None`, and a note, where nothing can be mounted.
+    pub(crate) fn of_type(kind: &str, source: &Path, options: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             skip("mounting needs root");
             return None;
@@ -33,7 +38,7 @@ impl Mount {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("mount");
         let output = run(command
-            .args(["-t", "ext4", "-o", options])
+            .args(["-t", kind, "-o", options])
             .arg(source)
             .arg(directory.path()))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -45,7 +50,7 @@ impl Mount {
         Some(Self { directory })
     }
 
-    fn path(&self, path: &[u8]) -> PathBuf {
+    pub(crate) fn path(&self, path: &[u8]) -> PathBuf {
         let relative = path.strip_prefix(b"/").unwrap_or(path);
         self.directory.path().join(OsStr::from_bytes(relative))
     }

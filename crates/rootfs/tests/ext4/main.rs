@@ -20,6 +20,7 @@ mod kernel;
 mod machine;
 mod random;
 mod reader;
+mod reflink;
 mod sharing;
 mod support;
 mod verity;

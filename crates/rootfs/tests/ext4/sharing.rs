@@ -9,7 +9,7 @@ use crate::support::{Fixture, Image, read_only, read_write};
 const CHUNK: usize = 512 << 10;
 
 /// Contents of a base layer: 500 files of 1 to 240 KiB, 57 MiB in all.
-fn base(fixture: &mut Fixture) {
+pub(crate) fn base(fixture: &mut Fixture) {
     for nth in 0..500usize {
         let length = 1000 + nth * 7919 % 240_000;
         let bytes: Vec<u8> = (0..length).map(|at| (at / 97 + nth * 31) as u8 | 1).collect();

@@ -109,9 +109,14 @@ impl Fixture {
 
     /// The packs as files, which the kernel can copy from.
     pub(crate) fn pack_files(&self) -> Packs {
+        self.pack_files_in(&std::env::temp_dir())
+    }
+
+    /// The same, in a directory whose file system matters.
+    pub(crate) fn pack_files_in(&self, directory: &Path) -> Packs {
         let mut packs = Packs::new();
         for bytes in &self.packs {
-            let mut file = tempfile::tempfile().unwrap();
+            let mut file = tempfile::tempfile_in(directory).unwrap();
             std::io::Write::write_all(&mut file, bytes).unwrap();
             packs.push(Pack::File(Arc::new(file)));
         }
@@ -177,7 +182,12 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn create() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::create_in(&std::env::temp_dir())
+    }
+
+    /// In a fresh directory below that one.
+    pub(crate) fn create_in(parent: &Path) -> Self {
+        let directory = tempfile::tempdir_in(parent).unwrap();
         let file = File::options()
             .read(true)
             .write(true)

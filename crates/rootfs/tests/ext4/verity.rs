@@ -191,7 +191,8 @@ fn the_kernel_takes_the_table() {
             .iter()
             .any(|word| text.contains(word));
             assert!(is_missing, "dmsetup create: {text}");
-            skip("the kernel has no dm-verity");
+            // Not a part of the test bed that could be installed, so this is allowed everywhere.
+            println!("skipped: the kernel has no dm-verity");
         }
         (Some(_), Some(bytes)) => {
             let mut expected = vec![0; usize::try_from(verity.hash_offset).unwrap()];

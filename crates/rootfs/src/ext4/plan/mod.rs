@@ -18,7 +18,7 @@ use super::{
     checksum::Checksum,
     directory::{self, Directory, Entry},
     extent::{self, Extent, ExtentList},
-    format::{BLOCK_BYTES, FIRST_INODE, position},
+    format::{BLOCK_BYTES, BLOCKS_PER_GROUP, FIRST_INODE, position},
     inode,
     space::Run,
     xattr,
@@ -447,10 +447,28 @@ impl<'tree> Contents<'tree> {
         list.finish()
     }
 
+    /// Blocks of the extent tree of an inode: none while the inode itself holds its extents.
+    fn tree_blocks_of(&self, placement: &Placement, row: u32) -> usize {
+        // Most files have one run, and are not worth laying out. A run of less than a group is cut by at most one
+        // backup of the superblock, and an inode holds four extents.
+        let inode = &self.inodes[row as usize];
+        let (first, count) = (inode.first_run as usize, inode.run_count as usize);
+        let is_small = inode.directory == NONE
+            && inode.long_link().is_none()
+            && count <= 2
+            && self.bodies.runs[first..first + count]
+                .iter()
+                .all(|run| run.blocks() < BLOCKS_PER_GROUP);
+        if is_small {
+            debug_assert_eq!(extent::tree_blocks(self.extents_of(placement, row).len()), 0);
+            return 0;
+        }
+        extent::tree_blocks(self.extents_of(placement, row).len())
+    }
+
     /// Blocks that all extent trees take, the journal's included.
     fn tree_blocks(&self, placement: &Placement) -> u64 {
-        let inodes = (0..position(self.inodes.len()))
-            .map(|row| extent::tree_blocks(self.extents_of(placement, row).len()) as u64);
+        let inodes = (0..position(self.inodes.len())).map(|row| self.tree_blocks_of(placement, row) as u64);
         inodes.sum::<u64>() + extent::tree_blocks(extents_of_journal(placement).len()) as u64
     }
 
@@ -459,7 +477,7 @@ impl<'tree> Contents<'tree> {
         let mut trees = Vec::new();
         let mut next = 0;
         for row in 0..position(self.inodes.len()) {
-            let blocks = extent::tree_blocks(self.extents_of(placement, row).len());
+            let blocks = self.tree_blocks_of(placement, row);
             if blocks > 0 {
                 trees.push((row, next));
                 next += blocks as u64;
