@@ -31,7 +31,10 @@
 //!    Layers do not depend on each other here, so they can be indexed side by side, and kept.
 //! 2. [`fold`]: the indexes, bottom layer first, become one [`Tree`]. This takes milliseconds and no disk.
 //! 3. [`edit`]: files are added to the tree, replaced or left out.
-//! 4. [`image`]: the tree and the packs become an ext4 image, by the [native writer](ext4) or by [e2fsprogs](mke2fs).
+//! 4. [`image`]: the tree and the packs become an ext4 image, by the [native writer](ext4) or by [e2fsprogs](mke2fs),
+//!    with a [dm-verity](verity) hash tree where it is asked for.
+//!
+//! [`chunks`] tells what two images share.
 //!
 //! # What holds throughout
 //!
@@ -46,8 +49,8 @@
 //! # What it does not do
 //!
 //! It opens no socket, knows no registry and no manifest, and verifies no signature: whoever calls it compares
-//! [`layer::LayerIndex::diff_id`] with the image's configuration. It mounts nothing, and reads no ext4 image back. It has
-//! no threads and no async runtime of its own. [`listing`] is for tests and for looking at things.
+//! [`layer::LayerIndex::diff_id`] with the image's configuration. It mounts nothing, and reads no ext4 image back. It
+//! knows no async runtime; the threads that hash end before a call returns. [`listing`] is for tests and for looking at things.
 
 #![forbid(unsafe_code)]
 
