@@ -92,6 +92,7 @@ fn request(image: &str) -> Result<BuildRequest> {
             layer_mode: LayerMode::Oci,
             optimization: Optimization::default(),
             preserve_paths: Vec::new(),
+            verity: true,
         },
         flatten_filesystem: false,
         extract: ExtractOptions::default(),

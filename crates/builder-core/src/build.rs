@@ -171,10 +171,16 @@ pub struct ImageMetadata {
     pub healthcheck_json: String,
     /// `rw` or `ro`.
     pub profile: String,
-    /// Kernel arguments with which the image boots.
+    /// Kernel arguments with which the image boots on any kernel: without dm-verity, which not every kernel has.
     pub kernel_args: String,
     /// What the image runs on, `os/architecture[/variant]`.
     pub platform: String,
+    /// Root hash of dm-verity in hexadecimal, empty when the image has no hash tree. Known once the image is written.
+    pub verity_root_hash: String,
+    /// Salt of dm-verity in hexadecimal, empty when the image has no hash tree.
+    pub verity_salt: String,
+    /// Where the superblock of the hash tree begins, in bytes: the size of the file system. 0 when there is none.
+    pub verity_hash_offset: u64,
 }
 
 /// What a build took. A figure that is not known is `None`.

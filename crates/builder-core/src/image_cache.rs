@@ -34,6 +34,8 @@ use rootfs::{ext4::WRITER_VERSION, layer::LayerIndex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::worker::HashTree;
+
 /// Raised when the form of a record changes.
 const VERSION: &str = "v1";
 
@@ -62,6 +64,7 @@ pub(crate) struct ImageRecord {
     path: Vec<u8>,
     pub(crate) size_bytes: u64,
     pub(crate) sha256: [u8; 32],
+    pub(crate) verity: Option<HashTree>,
     /// Seconds and nanoseconds of the file's time of modification.
     modified: (i64, i64),
 }
@@ -122,10 +125,13 @@ impl ImageCache {
         isolation_key: &str,
         blobs: impl IntoIterator<Item = &'a str>,
         identity: &[u8; 32],
+        verity: bool,
     ) -> ImageKey {
         let mut hasher = Sha256::new();
         hasher.update(self.writer);
         hasher.update(identity);
+        // The file system is the same with and without a hash tree, and so is its identity.
+        hasher.update([u8::from(verity)]);
         for blob in blobs {
             hasher.update((blob.len() as u64).to_le_bytes());
             hasher.update(blob);
@@ -169,13 +175,20 @@ impl ImageCache {
     }
 
     /// Notes that the image lies at `path`. Blocks.
-    pub(crate) fn remember(&self, key: &ImageKey, path: &Path, sha256: [u8; 32]) -> io::Result<()> {
+    pub(crate) fn remember(
+        &self,
+        key: &ImageKey,
+        path: &Path,
+        sha256: [u8; 32],
+        verity: Option<HashTree>,
+    ) -> io::Result<()> {
         let path = std::path::absolute(path)?;
         let image = fs::symlink_metadata(&path)?;
         let record = ImageRecord {
             path: path.into_os_string().into_vec(),
             size_bytes: image.len(),
             sha256,
+            verity,
             modified: modified(&image),
         };
         let directory = self.directory.join(&key.tenant);

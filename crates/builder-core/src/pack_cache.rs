@@ -6,14 +6,15 @@
 //!
 //! ```text
 //! cache/packs/v1-1/sha256-0123…/layer        pack, then index
+//!                               leaves     hashes of the pack's blocks, once a build has asked for them
 //!                               entry.json   lengths, hash of the index, what is known of the layer
 //!                               grant-89ab…  empty; one for each party that may use it
 //! cache/packs/tmp/…                          not finished yet; swept at the start
 //! ```
 //!
-//! An entry appears whole or not at all: it is made in `tmp`, synced, and renamed. On use its lengths and the hash of its
-//! index are compared with the record; an entry that does not fit is removed and made anew. The bodies in the pack are
-//! not hashed again on every use.
+//! An entry appears whole or not at all: it is made in `tmp`, synced, and renamed, while the build that made it goes on. On
+//! use its lengths and the hash of its index are compared with the record; an entry that does not fit is removed and made
+//! anew. The bodies in the pack are not hashed again on every use.
 //!
 //! An entry serves a build only under that build's own right to the blob: a *grant* records that this tenant, from this
 //! repository, has once received the very bytes. A build without one fetches the blob first (which oci-fetch may answer
@@ -32,7 +33,7 @@ use std::{
     time::SystemTime,
 };
 
-use rootfs::layer::LayerIndex;
+use rootfs::{layer::LayerIndex, pack::Pack, verity::LeafHashes};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -53,6 +54,7 @@ const CHECKS: usize = 2;
 
 const LAYER: &str = "layer";
 const RECORD: &str = "entry.json";
+const LEAVES: &str = "leaves";
 
 /// A directory of layer files. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -89,13 +91,15 @@ pub(crate) struct LayerRecord {
 pub(crate) struct LayerFile {
     pub(crate) file: File,
     pub(crate) record: LayerRecord,
-    _hold: Hold,
+    /// Hashes of the pack's blocks, where they were asked for.
+    pub(crate) leaves: Option<Arc<LeafHashes>>,
+    hold: Hold,
 }
 
 #[derive(Debug)]
 enum Hold {
     /// A shared lock on the entry's record.
-    Entry { _lock: File },
+    Entry { directory: PathBuf, _lock: File },
     /// Not kept: the directory goes with the use.
     Own { _directory: TempDir, _lock: File },
 }
@@ -137,6 +141,18 @@ pub(crate) struct Unfinished {
     /// Tells a sweep that somebody is at work. Not a lock of the file: that one is handed to a worker, and a worker may
     /// outlive a service that was killed by a moment.
     lock: File,
+}
+
+/// A layer file that is in use already and yet has to become an entry. Dropping it removes the file's name.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    directory: TempDir,
+    target: PathBuf,
+    written: File,
+    record: File,
+    grant: Grant,
+    /// Tells a sweep that somebody is at work.
+    _at_work: File,
 }
 
 impl Unfinished {
@@ -222,17 +238,7 @@ impl PackCache {
 
     /// Notes that the holder of `grant` has received the blob's bytes. Blocks.
     pub(crate) fn add_grant(&self, blob: &str, grant: &Grant) -> io::Result<()> {
-        let directory = self.inner.directory(blob);
-        let grants = match fs::read_dir(&directory) {
-            Ok(names) => names.count(),
-            // Evicted meanwhile: there is nothing to be granted.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if grants < MAX_GRANTS {
-            File::create(directory.join(grant.file_name()))?;
-        }
-        Ok(())
+        add_grant(&self.inner.directory(blob), grant)
     }
 
     /// Waits for a turn to read an index back.
@@ -265,7 +271,8 @@ impl PackCache {
         })
     }
 
-    /// Publishes a layer file that is complete and checked, and evicts what is too much. Blocks.
+    /// Publishes a layer file that is complete and checked, and evicts what is too much. Blocks until it is on disk.
+    #[cfg(test)]
     pub(crate) fn publish(
         &self,
         unfinished: Unfinished,
@@ -273,6 +280,22 @@ impl PackCache {
         record: LayerRecord,
         grant: &Grant,
     ) -> io::Result<LayerFile> {
+        let (file, pending) = self.finish(unfinished, blob, record, grant)?;
+        if let Some(pending) = pending {
+            self.settle(pending)?;
+        }
+        Ok(file)
+    }
+
+    /// Makes a layer file that is complete and checked ready for use at once; what is left to be done before other builds
+    /// find it is for [`settle`](Self::settle). Blocks, but not for the disk.
+    pub(crate) fn finish(
+        &self,
+        unfinished: Unfinished,
+        blob: &str,
+        record: LayerRecord,
+        grant: &Grant,
+    ) -> io::Result<(LayerFile, Option<Pending>)> {
         let Unfinished {
             directory,
             file: written,
@@ -285,48 +308,99 @@ impl PackCache {
                 _directory: directory,
                 _lock: at_work,
             };
-            return Ok(LayerFile {
+            let layer = LayerFile {
                 file,
                 record,
-                _hold: hold,
-            });
+                leaves: None,
+                hold,
+            };
+            return Ok((layer, None));
         }
         let record_path = directory.path().join(RECORD);
         fs::write(&record_path, serde_json::to_vec(&record)?)?;
         File::create(directory.path().join(grant.file_name()))?;
         let lock = File::options().read(true).write(true).open(&record_path)?;
         rustix::fs::flock(&lock, FlockOperation::LockShared)?;
-        written.sync_all()?;
-        lock.sync_all()?;
-        File::open(directory.path())?.sync_all()?;
-        let hold = match fs::rename(directory.path(), self.inner.directory(blob)) {
+        let target = self.inner.directory(blob);
+        let pending = Pending {
+            directory,
+            target: target.clone(),
+            written,
+            record: lock.try_clone()?,
+            grant: grant.clone(),
+            _at_work: at_work,
+        };
+        let layer = LayerFile {
+            file,
+            record,
+            leaves: None,
+            hold: Hold::Entry {
+                directory: target,
+                _lock: lock,
+            },
+        };
+        Ok((layer, Some(pending)))
+    }
+
+    /// Makes an entry of a finished layer file, once all of it is on disk, and evicts what is too much. Blocks.
+    pub(crate) fn settle(&self, pending: Pending) -> io::Result<()> {
+        pending.written.sync_all()?;
+        pending.record.sync_all()?;
+        File::open(pending.directory.path())?.sync_all()?;
+        match fs::rename(pending.directory.path(), &pending.target) {
             Ok(()) => {
                 // Moved away: there is nothing left to remove.
-                let _ = directory.keep();
+                let _ = pending.directory.keep();
                 File::open(&self.inner.entries)?.sync_all()?;
-                Hold::Entry { _lock: lock }
             }
-            // Another party was faster. Ours holds the same and lives as long as this use.
+            // Another party was faster. Ours holds the same and goes when its use ends.
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
-                self.add_grant(blob, grant)?;
-                Hold::Own {
-                    _directory: directory,
-                    _lock: at_work,
-                }
+                add_grant(&pending.target, &pending.grant)?;
             }
             Err(error) => return Err(error),
+        }
+        self.inner.evict()
+    }
+
+    /// Adds the hashes of the pack's blocks, those that were kept beside it or new ones. This process makes them itself, as
+    /// it takes no parsing: a guest trusts them. Blocks as long as it takes to read the pack.
+    pub(crate) fn with_leaf_hashes(&self, mut layer: LayerFile) -> io::Result<LayerFile> {
+        let pack_bytes = layer.record.pack_bytes;
+        let kept = match &layer.hold {
+            Hold::Entry { directory, .. } => Some(directory.join(LEAVES)),
+            Hold::Own { .. } => None,
         };
-        self.inner.evict()?;
-        Ok(LayerFile {
-            file,
-            record,
-            _hold: hold,
-        })
+        let leaves = match kept.as_deref().map(|path| read_leaves(path, pack_bytes)) {
+            Some(Some(leaves)) => leaves,
+            _ => {
+                let leaves = LeafHashes::of_pack(&Pack::File(Arc::new(layer.file.try_clone()?)), pack_bytes)?;
+                if let Some(path) = kept
+                    && let Err(error) = self.keep_leaves(&leaves, &path)
+                {
+                    tracing::warn!(%error, "Failed to keep the leaf hashes of a pack");
+                }
+                leaves
+            }
+        };
+        layer.leaves = Some(Arc::new(leaves));
+        Ok(layer)
+    }
+
+    /// A file that is torn by a crash has the wrong digest and is made again, so that it need not be synced.
+    fn keep_leaves(&self, leaves: &LeafHashes, path: &Path) -> io::Result<()> {
+        let mut file = {
+            let _begin = self.inner.begin.lock().unwrap_or_else(PoisonError::into_inner);
+            let file = tempfile::NamedTempFile::new_in(&self.inner.unfinished)?;
+            rustix::fs::flock(file.as_file(), FlockOperation::LockShared)?;
+            file
+        };
+        leaves.write_to(io::BufWriter::with_capacity(1 << 20, file.as_file_mut()))?;
+        file.persist(path).map(drop).map_err(|error| error.error)
     }
 
     /// Evicts what is over the limit and not in use, and sweeps once more: what another process left when it was killed
@@ -372,7 +446,8 @@ impl Inner {
             ) else {
                 continue;
             };
-            let bytes = layer.len() + record.len();
+            let leaves = fs::metadata(directory.join(LEAVES)).map_or(0, |leaves| leaves.len());
+            let bytes = layer.len() + record.len() + leaves;
             total += bytes;
             entries.push((
                 record.modified().unwrap_or(SystemTime::UNIX_EPOCH),
@@ -405,8 +480,10 @@ impl Inner {
             let in_use = File::open(&directory).is_ok_and(|lock| {
                 rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
             });
-            if !in_use {
+            if !in_use && directory.is_dir() {
                 remove_directory(&directory);
+            } else if !in_use {
+                let _ = fs::remove_file(&directory);
             }
         }
         Ok(())
@@ -445,6 +522,25 @@ fn open_record(directory: &Path) -> Result<(File, LayerRecord), Unusable> {
     Ok((lock, record))
 }
 
+fn add_grant(directory: &Path, grant: &Grant) -> io::Result<()> {
+    let grants = match fs::read_dir(directory) {
+        Ok(names) => names.count(),
+        // Evicted meanwhile: there is nothing to be granted.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if grants < MAX_GRANTS {
+        File::create(directory.join(grant.file_name()))?;
+    }
+    Ok(())
+}
+
+/// The leaf hashes that were kept, if they are whole and of this pack.
+fn read_leaves(path: &Path, pack_bytes: u64) -> Option<LeafHashes> {
+    let file = File::open(path).ok()?;
+    LeafHashes::read_from(io::BufReader::with_capacity(1 << 20, file), pack_bytes).ok()
+}
+
 fn open_entry(directory: &Path) -> Result<LayerFile, Unusable> {
     let (lock, record) = open_record(directory)?;
     let file = match File::open(directory.join(LAYER)) {
@@ -471,7 +567,11 @@ fn open_entry(directory: &Path) -> Result<LayerFile, Unusable> {
     Ok(LayerFile {
         file,
         record,
-        _hold: Hold::Entry { _lock: lock },
+        leaves: None,
+        hold: Hold::Entry {
+            directory: directory.to_owned(),
+            _lock: lock,
+        },
     })
 }
 

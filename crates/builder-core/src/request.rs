@@ -191,6 +191,23 @@ pub struct RootfsTarget {
     /// What no optimization touches, beside [`Optimization::preserve_paths`].
     #[serde(default)]
     pub preserve_paths: Vec<String>,
+    /// Whether a dm-verity hash tree follows the file system of a [`Profile::ReadOnly`] image. One that is written to has
+    /// none.
+    #[serde(default = "yes")]
+    pub verity: bool,
+}
+
+/// What builds asked for before there was a choice to be stored.
+const fn yes() -> bool {
+    true
+}
+
+impl RootfsTarget {
+    /// Whether the image gets a hash tree.
+    #[must_use]
+    pub fn has_verity(&self) -> bool {
+        self.verity && self.profile == Profile::ReadOnly
+    }
 }
 
 /// What a request may lower; `None` is not given.

@@ -417,6 +417,88 @@ fn the_same_image_is_copied_the_second_time_unless_that_is_not_wanted() {
 }
 
 #[test]
+fn a_read_only_image_names_its_hash_tree_unless_it_has_none() {
+    let directory = layout();
+    for (arguments, expected) in [(&[][..], true), (&["--no-verity"], false)] {
+        let fixed = [
+            "build",
+            "oci:layout:v1",
+            "-o",
+            "a.ext4",
+            "--force",
+            "--raw",
+            "--profile",
+            "ro",
+        ];
+        let output = run(directory.path(), &[&fixed, arguments].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.contains("dm-verity: root hash"), expected, "{said}");
+        let metadata = fs::read(directory.path().join("a.metadata.json")).unwrap();
+        let metadata: Value = serde_json::from_slice(&metadata).unwrap();
+        assert_eq!(metadata["verity_root_hash"] != "", expected);
+    }
+}
+
+#[test]
+fn chunks_of_two_images_are_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    // Two megabytes that both have, and half a megabyte that only the second one has.
+    let noise = |length: u32, seed: u32| -> Vec<u8> {
+        (0..length / 4)
+            .flat_map(|n| (n ^ seed).wrapping_mul(0x9e37_79b9).to_le_bytes())
+            .collect()
+    };
+    let base = Layer::new().file("base", noise(2 << 20, 1));
+    let top = Layer::new().file("top", noise(512 << 10, 7));
+    for (name, image) in [
+        ("a", Image::new().layer(&base)),
+        ("b", Image::new().layer(&base).layer(&top)),
+    ] {
+        image
+            .build()
+            .write_oci_layout(directory.path().join("layout"), name)
+            .unwrap();
+        let source = format!("oci:layout:{name}");
+        let arguments = [
+            "build",
+            &source,
+            "-o",
+            name,
+            "--raw",
+            "--profile",
+            "ro",
+            "--no-verity",
+        ];
+        let output = run(directory.path(), &arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    let output = run(directory.path(), &["image", "chunks", "a", "b", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let counted: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(counted["chunk_bytes"], 512 << 10);
+    let chunks = |part: &str| counted[part]["chunks"].as_u64().unwrap();
+    assert!(chunks("shared") >= 4, "{counted}");
+    assert!(chunks("b") > chunks("shared"), "{counted}");
+    let size = fs::metadata(directory.path().join("b")).unwrap().len();
+    assert_eq!(counted["b"]["size_bytes"], size);
+
+    let output = run(directory.path(), &["image", "chunks", "a", "a"]);
+    assert!(text(&output.stdout).contains("100.0 % of the chunks of B are in A"));
+    fs::write(directory.path().join("odd"), "no image").unwrap();
+    for (arguments, code) in [(["a", "nowhere"], 69), (["odd", "a"], 65), ([".", "a"], 65)] {
+        let output = run(directory.path(), &[&["image", "chunks"][..], &arguments].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_password_comes_by_standard_input_and_is_shown_nowhere() {
     let registry = Registry::start_with(Authentication::basic("robot", "hunter2")).unwrap();
     let reference = registry.publish("team/app", "v1", &sample());

@@ -26,7 +26,8 @@ impl Site {
     }
 
     fn key(&self) -> ImageKey {
-        self.cache.key("alice", ["sha256:a", "sha256:b"], &IDENTITY)
+        self.cache
+            .key("alice", ["sha256:a", "sha256:b"], &IDENTITY, false)
     }
 
     fn records(&self) -> usize {
@@ -90,7 +91,7 @@ fn an_image_is_found_until_it_is_gone_or_something_else() {
     ];
     for (name, change, expected) in cases {
         let site = Site::new();
-        site.cache.remember(&site.key(), &site.image, SUM).unwrap();
+        site.cache.remember(&site.key(), &site.image, SUM, None).unwrap();
         change(&site.image);
         let found = match site.cache.find(&site.key()) {
             Found::Candidate(record, _) => {
@@ -108,14 +109,19 @@ fn an_image_is_found_until_it_is_gone_or_something_else() {
 #[test]
 fn every_part_of_the_key_counts() {
     let site = Site::new();
-    site.cache.remember(&site.key(), &site.image, SUM).unwrap();
-    let key =
-        |tenant: &str, blobs: &[&str], identity| site.cache.key(tenant, blobs.iter().copied(), identity);
+    site.cache.remember(&site.key(), &site.image, SUM, None).unwrap();
+    let key = |tenant: &str, blobs: &[&str], identity| {
+        site.cache.key(tenant, blobs.iter().copied(), identity, false)
+    };
     for (name, other) in [
         ("tenant", key("bob", &["sha256:a", "sha256:b"], &IDENTITY)),
         ("order", key("alice", &["sha256:b", "sha256:a"], &IDENTITY)),
         ("number", key("alice", &["sha256:a"], &IDENTITY)),
         ("identity", key("alice", &["sha256:a", "sha256:b"], &[8; 32])),
+        (
+            "hash tree",
+            site.cache.key("alice", ["sha256:a", "sha256:b"], &IDENTITY, true),
+        ),
     ] {
         assert!(matches!(site.cache.find(&other), Found::Nothing), "{name}");
     }
@@ -125,7 +131,7 @@ fn every_part_of_the_key_counts() {
 #[test]
 fn what_a_crash_left_is_no_image_and_goes() {
     let site = Site::new();
-    site.cache.remember(&site.key(), &site.image, SUM).unwrap();
+    site.cache.remember(&site.key(), &site.image, SUM, None).unwrap();
     let record = site.cache.path(&site.key());
     // A rename that was on disk before the content.
     File::options()
@@ -142,7 +148,7 @@ fn what_a_crash_left_is_no_image_and_goes() {
     let cache = ImageCache::open(site.workspace.path()).unwrap();
     assert!(matches!(cache.find(&site.key()), Found::Nothing));
     assert!(!record.exists());
-    cache.remember(&site.key(), &site.image, SUM).unwrap();
+    cache.remember(&site.key(), &site.image, SUM, None).unwrap();
     assert!(!unfinished.exists());
     assert!(matches!(cache.find(&site.key()), Found::Candidate(..)));
 }
@@ -150,9 +156,12 @@ fn what_a_crash_left_is_no_image_and_goes() {
 #[test]
 fn records_of_a_tenant_are_bounded_and_the_least_used_goes() {
     let site = Site::new();
-    let key = |number: u32| site.cache.key("alice", [number.to_string().as_str()], &IDENTITY);
+    let key = |number: u32| {
+        site.cache
+            .key("alice", [number.to_string().as_str()], &IDENTITY, false)
+    };
     for number in 0..u32::try_from(MAX_RECORDS).unwrap() {
-        site.cache.remember(&key(number), &site.image, SUM).unwrap();
+        site.cache.remember(&key(number), &site.image, SUM, None).unwrap();
         let then = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(number));
         let record = File::options()
             .write(true)
@@ -164,7 +173,7 @@ fn records_of_a_tenant_are_bounded_and_the_least_used_goes() {
         matches!(site.cache.find(&key(0)), Found::Candidate(..)),
         "used now"
     );
-    site.cache.remember(&site.key(), &site.image, SUM).unwrap();
+    site.cache.remember(&site.key(), &site.image, SUM, None).unwrap();
     assert_eq!(site.records(), MAX_RECORDS);
     assert!(matches!(site.cache.find(&key(1)), Found::Nothing));
     assert!(matches!(site.cache.find(&key(0)), Found::Candidate(..)));

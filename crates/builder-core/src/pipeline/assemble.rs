@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, Metadata},
-    io::{self, Write},
+    io::{self, Seek, Write},
     os::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, PermissionsExt},
@@ -25,16 +25,17 @@ use crate::{
     request::Backend,
     shape::{AddedContent, Shape, identity},
     worker::{
-        AssembleJob, Control, Edit, EditContent, ImageRequest, Job, LayerInput, MAX_DESCRIPTOR, Session,
-        WorkerEvent,
+        AssembleJob, Control, Edit, EditContent, HashTree, ImageRequest, Job, LayerInput, MAX_DESCRIPTOR,
+        Session, WorkerEvent,
     },
 };
 
-/// Descriptors of an assemble worker: the image, the init, scratch space, then the layers.
+/// Descriptors of an assemble worker: the image, the init, scratch space, the leaf hashes, then the layers.
 const OUTPUT: i32 = 3;
 const BINARY: i32 = 4;
 const SCRATCH: i32 = 5;
-const FIRST_LAYER: i32 = 6;
+const LEAVES: i32 = 6;
+const FIRST_LAYER: i32 = 7;
 
 /// Layers that there are descriptors for. Docker makes at most 127, oci-fetch takes 128.
 pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
@@ -48,6 +49,7 @@ pub(super) struct Written {
     pub(super) size_bytes: u64,
     /// What it takes on disk.
     pub(super) allocated_bytes: u64,
+    pub(super) verity: Option<HashTree>,
     /// What the optimization saved, rule by rule.
     pub(super) savings: Vec<Savings>,
     /// With the strategy CUSTOM, the image's own init; `None` when there is none.
@@ -58,19 +60,21 @@ pub(super) struct Written {
 #[derive(Default)]
 struct Told {
     size_bytes: Option<u64>,
+    verity: Option<HashTree>,
     savings: Vec<Savings>,
     init: Option<String>,
 }
 
 impl Written {
     /// From what the file system says of the file.
-    pub(super) fn new(size_bytes: u64, found: &Metadata) -> Self {
+    pub(super) fn new(size_bytes: u64, found: &Metadata, verity: Option<HashTree>) -> Self {
         Self {
             size_bytes,
             // st_blocks counts 512 bytes each, whatever the file system. stat(2).
             allocated_bytes: found.blocks() * 512,
             savings: Vec::new(),
             init: None,
+            verity,
         }
     }
 }
@@ -91,19 +95,21 @@ pub(super) async fn write(
     let pack_bytes: u64 = layers.iter().map(|layer| layer.record.pack_bytes).sum();
     work.progress.begin(Phase::Write, pack_bytes).await;
 
+    let target = &work.request.target;
     let starting = |error: io::Error| BuildError::internal("start a worker", error);
     let mut descriptors = vec![(OwnedFd::from(output.try_clone().map_err(starting)?), OUTPUT)];
     let edits = edits(shape, &mut descriptors).map_err(starting)?;
+    let places = leaves(layers, target.has_verity(), &mut descriptors).map_err(starting)?;
     let mut inputs = Vec::with_capacity(layers.len());
-    for (layer, descriptor) in layers.iter().zip(FIRST_LAYER..) {
+    for ((layer, descriptor), place) in layers.iter().zip(FIRST_LAYER..).zip(&places) {
         descriptors.push((layer.file.try_clone().map_err(starting)?.into(), descriptor));
         inputs.push(LayerInput {
             descriptor,
             index_offset: layer.record.pack_bytes,
             index_length: layer.record.index_bytes,
+            leaves: *place,
         });
     }
-    let target = &work.request.target;
     let staging = match work.config.backend {
         Backend::Native => None,
         Backend::Mke2fs => {
@@ -141,12 +147,14 @@ pub(super) async fn write(
             free_space_bytes: target.free_space_bytes,
             free_inodes: target.free_inodes,
             max_image_bytes: work.config.limits.max_image_bytes,
+            verity: target.has_verity(),
             identity: identity_of(work, layers, shape),
         },
         backend: work.config.backend,
         staging_directory: staging.as_ref().map(|directory| directory.path().to_owned()),
         output: OUTPUT,
         max_index_bytes: max_index_bytes(work),
+        leaves: target.has_verity().then_some(LEAVES),
     }));
     let name = "the worker that writes the image";
     let mut session = Session::start(
@@ -188,13 +196,55 @@ pub(super) async fn write(
             found.len()
         )));
     }
+    let verity = told.verity;
+    if verity.is_some() != target.has_verity() {
+        return Err(garbage("a hash tree is not where it should be".to_owned()));
+    }
+    if let Some(tree) = verity
+        && rootfs::verity::hash_area_bytes(tree.hash_offset)
+            .and_then(|area| area.checked_add(tree.hash_offset))
+            != Some(size_bytes)
+    {
+        let offset = tree.hash_offset;
+        return Err(garbage(format!(
+            "no hash tree fits between {offset} and {size_bytes}"
+        )));
+    }
     let written = Written {
         savings: told.savings,
         init: told.init,
-        ..Written::new(size_bytes, &found)
+        ..Written::new(size_bytes, &found, verity)
     };
     work.check_image(&written)?;
     Ok(written)
+}
+
+/// The leaf hashes of all packs one behind the other in a file without a name; where those of each layer are.
+fn leaves(
+    layers: &[LayerFile],
+    wanted: bool,
+    descriptors: &mut Vec<(OwnedFd, i32)>,
+) -> io::Result<Vec<Option<(u64, u64)>>> {
+    if !wanted {
+        return Ok(vec![None; layers.len()]);
+    }
+    let mut memory = File::from(rustix::fs::memfd_create("builderd-leaves", MemfdFlags::CLOEXEC)?);
+    let mut places = Vec::with_capacity(layers.len());
+    let mut offset = 0;
+    for layer in layers {
+        places.push(match &layer.leaves {
+            Some(leaves) => {
+                leaves.write_to(&memory)?;
+                let end = memory.stream_position()?;
+                let place = (offset, end - offset);
+                offset = end;
+                Some(place)
+            }
+            None => None,
+        });
+    }
+    descriptors.push((memory.into(), LEAVES));
+    Ok(places)
 }
 
 /// The added files, large ones as descriptors.
@@ -243,8 +293,9 @@ async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Resu
                     let message = format!("Folded {} layers to {inodes} names", work.image.layers.len());
                     work.events().log(Level::Info, Component::Writer, message).await;
                 }
-                Some(WorkerEvent::Written { size_bytes, inodes_used }) => {
+                Some(WorkerEvent::Written { size_bytes, inodes_used, verity }) => {
                     told.size_bytes = Some(size_bytes);
+                    told.verity = verity;
                     let message = format!("Wrote the image: {}, {inodes_used} inodes in use", megabytes(size_bytes));
                     work.events().log(Level::Info, Component::Writer, message).await;
                 }

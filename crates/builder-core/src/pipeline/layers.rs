@@ -5,7 +5,11 @@ use std::{
     io::{self, BufReader, Read},
     os::{fd::OwnedFd, unix::fs::FileExt},
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -14,6 +18,8 @@ use rootfs::layer::{LayerIndex, LayerLimits};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
+    sync::OwnedMutexGuard,
+    task::{JoinError, JoinHandle},
 };
 
 use super::{Work, blocking, fetch, progress::megabytes, stop::Reason};
@@ -28,6 +34,9 @@ use crate::{
 const FEED_BYTES: usize = 256 << 10;
 const PIPE_BYTES: usize = 1 << 20;
 
+/// How often the size of the layer files on disk is looked at.
+const INTERVAL: Duration = Duration::from_millis(200);
+
 /// Memory that the index of one layer may take. An image of two million files needs half of it.
 pub(super) const MAX_INDEX_BYTES: u64 = 512 << 20;
 
@@ -40,6 +49,28 @@ const OUTPUT: i32 = 4;
 pub(super) struct Sums {
     pub(super) uncompressed_bytes: AtomicU64,
     pub(super) pulled_bytes: AtomicU64,
+    /// Of layer files that are being written at this moment.
+    unfinished_bytes: AtomicU64,
+}
+
+/// What one unfinished layer file adds to [`Sums::unfinished_bytes`], until it is dropped.
+struct Growing<'a> {
+    sum: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Growing<'_> {
+    fn set(&mut self, bytes: u64) {
+        self.sum
+            .fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// What a worker says of a finished layer file.
@@ -54,7 +85,7 @@ pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildErro
     let n_layers = work.image.layers.len();
     let in_parallel = work.config.layers_in_parallel.max(1);
     let mut results = futures_util::stream::iter(0..n_layers)
-        .map(|layer_idx| async move { (layer_idx, one(work, layer_idx).await) })
+        .map(|layer_idx| async move { (layer_idx, one_with_leaves(work, layer_idx).await) })
         .buffer_unordered(in_parallel);
     let mut files: Vec<Option<LayerFile>> = (0..n_layers).map(|_| None).collect();
     let mut first_error = None;
@@ -74,6 +105,18 @@ pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildErro
     }
 }
 
+/// A layer file, with the leaf hashes of its pack where the image gets a hash tree: while other layers still come in.
+async fn one_with_leaves(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError> {
+    let file = one(work, layer_idx).await?;
+    if !work.request.target.has_verity() || work.stop.is_stopped() {
+        return Ok(file);
+    }
+    let cache = work.config.packs.clone();
+    blocking(move || cache.with_leaf_hashes(file))
+        .await?
+        .map_err(|error| BuildError::from_io("hash a layer's pack", error))
+}
+
 async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError> {
     let layer = &work.image.layers[layer_idx];
     let blob_name = layer.digest.to_string();
@@ -81,7 +124,7 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
     let cache = &work.config.packs;
 
     let queue = async { Ok(cache.queue(work.isolation_key, &blob_name).await) };
-    let _alone = work.stop.unless(queue).await?;
+    let alone = work.stop.unless(queue).await?;
     let lookup = {
         let (cache, blob_name, grant) = (cache.clone(), blob_name.clone(), work.grant.clone());
         blocking(move || cache.lookup(&blob_name, &grant)).await?
@@ -108,8 +151,30 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
                     .log(Level::Warn, Component::Extractor, message)
                     .await;
             }
-            make(work, layer_idx, &name, blob_name).await
+            make(work, layer_idx, &name, blob_name, alone).await
         }
+    }
+}
+
+/// Layer files that become entries of the cache while the build goes on.
+pub(super) type Settling = Mutex<Vec<JoinHandle<io::Result<()>>>>;
+
+/// Waits until all of them are entries, or not. Without an entry a later build makes the layer file again.
+pub(super) async fn settle(settling: &Settling) {
+    loop {
+        let next = settling.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match next {
+            Some(handle) => settled(handle.await),
+            None => return,
+        }
+    }
+}
+
+fn settled(result: Result<io::Result<()>, JoinError>) {
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "Failed to keep a layer file"),
+        Err(error) => tracing::warn!(%error, "Failed to keep a layer file"),
     }
 }
 
@@ -164,6 +229,7 @@ async fn make(
     layer_idx: usize,
     name: &str,
     blob_name: String,
+    alone: OwnedMutexGuard<()>,
 ) -> Result<LayerFile, BuildError> {
     let layer = &work.image.layers[layer_idx];
     let blob = open(work, layer_idx).await?;
@@ -198,9 +264,27 @@ async fn make(
         megabytes(record.uncompressed_bytes)
     );
     let (cache, grant) = (work.config.packs.clone(), work.grant.clone());
-    let file = blocking(move || cache.publish(unfinished, &blob_name, record, &grant))
+    let (file, pending) = blocking(move || cache.finish(unfinished, &blob_name, record, &grant))
         .await?
         .map_err(writing)?;
+    if let Some(pending) = pending {
+        let cache = work.config.packs.clone();
+        // Builds of the same party that wait for this entry go on waiting until it is there.
+        let settling = tokio::task::spawn_blocking(move || {
+            let settled = cache.settle(pending);
+            drop(alone);
+            settled
+        });
+        // The leaf hashes are kept in the entry.
+        if work.request.target.has_verity() {
+            settled(settling.await);
+        } else {
+            work.settling
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(settling);
+        }
+    }
     work.events()
         .log_with(
             Level::Info,
@@ -277,7 +361,14 @@ async fn index(
     // More than the default lets inflate and download run apart; less is only slower.
     let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
     let output = OwnedFd::from(unfinished.file().try_clone().map_err(starting)?);
-    let limits = index_limits(work);
+    let mut limits = index_limits(work);
+    if let Some(max_disk_bytes) = work.config.limits.max_disk_bytes {
+        // What other layers have taken is gone.
+        let finished = work.sums.uncompressed_bytes.load(Ordering::Relaxed);
+        limits.max_output_bytes = limits
+            .max_output_bytes
+            .min(max_disk_bytes.saturating_sub(finished));
+    }
     let job = Job::Index(IndexJob {
         input: INPUT,
         output: OUTPUT,
@@ -299,7 +390,7 @@ async fn index(
 
     let talk = work
         .stop
-        .unless(converse(work, name, &mut session, blob, feed))
+        .unless(converse(work, name, &mut session, blob, feed, unfinished))
         .await;
     if talk.is_err() {
         session.kill();
@@ -332,7 +423,13 @@ async fn converse(
     session: &mut Session,
     blob: &Blob,
     pipe: pipe::Sender,
+    unfinished: &Unfinished,
 ) -> Result<Option<Indexed>, BuildError> {
+    let mut growing = Growing {
+        sum: &work.sums.unfinished_bytes,
+        bytes: 0,
+    };
+    let mut interval = tokio::time::interval(INTERVAL);
     let mut feeding = pin!(feed(work, blob, pipe));
     let mut is_feeding = true;
     let mut indexed = None;
@@ -356,6 +453,15 @@ async fn converse(
                 Some(_) => {}
                 None => return Ok(indexed),
             },
+            // Each worker is held to the limit by itself; several together would exceed it before one is done.
+            _ = interval.tick() => {
+                if let Ok(metadata) = unfinished.file().metadata() {
+                    growing.set(metadata.len());
+                }
+                let finished = work.sums.uncompressed_bytes.load(Ordering::Relaxed);
+                let unfinished = work.sums.unfinished_bytes.load(Ordering::Relaxed);
+                work.check_disk(finished.saturating_add(unfinished), "the layers, uncompressed,")?;
+            }
         }
     }
 }

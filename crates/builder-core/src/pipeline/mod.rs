@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::publish::UNFINISHED_MARK;
 pub use self::publish::{machine_path, metadata_path, sidecar_paths};
 use self::{
-    layers::Sums,
+    layers::{Settling, Sums},
     progress::{Progress, megabytes},
     publish::Draft,
     reuse::{Reuse, Reused},
@@ -124,6 +124,7 @@ struct Work<'a> {
     stop: &'a Stop,
     sums: Sums,
     usage: Mutex<Usage>,
+    settling: &'a Settling,
 }
 
 impl Work<'_> {
@@ -186,8 +187,9 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<Outcome, BuildError> {
     let stop = Stop::default();
+    let settling = Settling::default();
     let progress = Progress::new(events);
-    let mut work = pin!(build(config, request, output, &progress, &stop));
+    let mut work = pin!(build(config, request, output, &progress, &stop, &settling));
     let mut cancelled = pin!(cancel.cancelled());
     let mut timed_out = pin!(async {
         match config.limits.timeout {
@@ -203,7 +205,10 @@ pub async fn run(
         // A stop is a signal, not the end: the work is driven on until it has cleared up behind itself.
         tokio::select! {
             biased;
-            result = &mut work => return result,
+            result = &mut work => {
+                layers::settle(&settling).await;
+                return result;
+            }
             () = &mut cancelled, if !stop.is_stopped() => stop.stop(Reason::Cancelled),
             limit = &mut timed_out, if !stop.is_stopped() => stop.stop(Reason::TimedOut(limit)),
             never = &mut watch => match never {},
@@ -217,6 +222,7 @@ async fn build(
     output: &Path,
     progress: &Progress,
     stop: &Stop,
+    settling: &Settling,
 ) -> Result<Outcome, BuildError> {
     let events = progress.events();
     // An image that could not be put anywhere is not worth a download.
@@ -272,6 +278,7 @@ async fn build(
         stop,
         sums: Sums::default(),
         usage: Mutex::default(),
+        settling,
     };
     plan(&work, compressed_bytes)?;
     progress.plan(n_layers, compressed_bytes);
@@ -304,7 +311,11 @@ async fn build(
             let written = assemble::write(&work, &layers, &shaped, draft.file()).await?;
             progress.enter(BuildState::Optimizing).await;
             let finishing = progress.elapsed();
-            let checksum = publish::checksum(&work, draft.file(), written.size_bytes).await?;
+            // What hashing reads is in memory: the disk is busy meanwhile with what publishing would have to wait for.
+            let (checksum, ()) = tokio::try_join!(
+                publish::checksum(&work, draft.file(), written.size_bytes),
+                draft.sync()
+            )?;
             (written, checksum, finishing)
         }
     };
@@ -318,6 +329,11 @@ async fn build(
             );
             events.log(Level::Warn, Component::Writer, message).await;
         }
+    }
+    if let Some(tree) = &written.verity {
+        shaped.metadata.verity_root_hash = hex::encode(tree.root_hash);
+        shaped.metadata.verity_salt = hex::encode(rootfs::verity::SALT);
+        shaped.metadata.verity_hash_offset = tree.hash_offset;
         events
             .send(Event::Metadata(Box::new(shaped.metadata.clone())))
             .await;
@@ -331,8 +347,9 @@ async fn build(
         let metadata = shaped.metadata.clone();
         blocking(move || draft.publish(&metadata)).await??
     };
+    layers::settle(settling).await;
     if let Some(reuse) = reuse {
-        reuse.remember(output, &checksum).await;
+        reuse.remember(output, &checksum, written.verity).await;
     }
     let trimmed = {
         let packs = config.packs.clone();

@@ -84,6 +84,14 @@ impl Draft {
         self.image.as_file()
     }
 
+    /// Waits until what was written so far is on disk. An error is said here and by no later call: the system says it once
+    /// (fsync(2)).
+    pub(super) async fn sync(&self) -> Result<(), BuildError> {
+        let failed = |error| unwritable("publish the image", error);
+        let image = self.image.as_file().try_clone().map_err(failed)?;
+        blocking(move || image.sync_all()).await?.map_err(failed)
+    }
+
     /// Gives the image its name, with its metadata and its machine configuration beside it; all are on disk when this
     /// returns. Gives the path of the metadata. Blocks.
     ///

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{self, Seek},
     os::unix::fs::FileExt,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -29,6 +30,7 @@ use crate::{
     pack_cache::LayerFile,
     request::{Backend, InitStrategy},
     shape::Shape,
+    worker::HashTree,
 };
 
 /// Bytes that are copied between two looks at whether the build is still wanted.
@@ -68,6 +70,7 @@ impl Reuse {
             work.isolation_key,
             blobs.iter().map(String::as_str),
             &identity_of(work, layers, shape),
+            work.request.target.has_verity(),
         );
         Some(Self { cache, key })
     }
@@ -115,7 +118,7 @@ impl Reuse {
             .file()
             .metadata()
             .map_err(|error| BuildError::from_io("look at the image", error))?;
-        let written = Written::new(record.size_bytes, &found);
+        let written = Written::new(record.size_bytes, &found, record.verity);
         work.check_image(&written)?;
         let message = format!(
             "Reused the image that an earlier build made of the same layers and options: {}, {way}, checksum verified",
@@ -166,13 +169,13 @@ impl Reuse {
     }
 
     /// Notes a published image for later builds. That they cannot use it is not worth failing this one for.
-    pub(super) async fn remember(self, path: &std::path::Path, checksum: &str) {
+    pub(super) async fn remember(self, path: &Path, checksum: &str, verity: Option<HashTree>) {
         let mut sha256 = [0; 32];
         if hex::decode_to_slice(checksum, &mut sha256).is_err() {
             return;
         }
         let path = path.to_owned();
-        let noted = blocking(move || self.cache.remember(&self.key, &path, sha256)).await;
+        let noted = blocking(move || self.cache.remember(&self.key, &path, sha256, verity)).await;
         match noted {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "Failed to note an image for later builds"),

@@ -26,6 +26,7 @@ fn target() -> RootfsTarget {
         layer_mode: LayerMode::Oci,
         optimization: Optimization::default(),
         preserve_paths: Vec::new(),
+        verity: true,
     }
 }
 

@@ -37,6 +37,7 @@ fn request(tenant: &str) -> BuildRequest {
             layer_mode: LayerMode::Oci,
             optimization: Optimization::default(),
             preserve_paths: Vec::new(),
+            verity: true,
         },
         flatten_filesystem: false,
         extract: ExtractOptions::default(),

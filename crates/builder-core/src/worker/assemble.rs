@@ -15,12 +15,15 @@ use rootfs::{
     mke2fs::Mke2fs,
     pack::{Pack, Packs},
     tree::FileContent,
+    verity::LeafHashes,
 };
 
 use super::{
     child::{Events, Failure, Verdict},
     descriptors::take,
-    protocol::{AssembleJob, Edit, EditContent, FailureKind, ImageRequest, LayerInput, WorkerEvent},
+    protocol::{
+        AssembleJob, Edit, EditContent, FailureKind, HashTree, ImageRequest, LayerInput, WorkerEvent,
+    },
 };
 use crate::{
     optimize::{OptimizeError, optimize},
@@ -66,6 +69,10 @@ pub(super) fn run<W: Write>(
     events.send(&WorkerEvent::Written {
         size_bytes: summary.size_bytes,
         inodes_used: summary.inodes_used,
+        verity: summary.verity.map(|verity| HashTree {
+            root_hash: verity.root_hash,
+            hash_offset: verity.hash_offset,
+        }),
     })
 }
 
@@ -76,11 +83,20 @@ fn fold(job: &AssembleJob, packs: &mut Packs) -> Result<Folded, Failure> {
     };
     let mut limits = LayerLimits::default();
     limits.max_index_bytes = limits.max_index_bytes.min(job.max_index_bytes);
+    let leaves = job
+        .leaves
+        .map(take)
+        .transpose()
+        .map_err(|error| Failure::from_io("take over the leaf hashes", &error))?;
     let mut folder = Folder::new(mode, FoldLimits::default());
     for layer in &job.layers {
         let file = take(layer.descriptor).map_err(|error| Failure::from_io("take over a layer", &error))?;
         let index = read_index(&file, layer, &limits)?;
         let pack = packs.push(Pack::File(Arc::new(file)));
+        if let (Some(leaves), Some(place)) = (&leaves, layer.leaves) {
+            let hashes = read_leaves(leaves, place, index.pack_size_bytes)?;
+            packs.set_leaf_hashes(pack, Arc::new(hashes));
+        }
         folder.apply(&index, pack).map_err(|error| {
             let kind = match error.kind {
                 FoldErrorKind::TooManyEntries { .. }
@@ -110,6 +126,15 @@ fn read_index(file: &File, layer: &LayerInput, limits: &LayerLimits) -> Result<L
         ));
     }
     Ok(index)
+}
+
+fn read_leaves(file: &File, (offset, length): (u64, u64), pack_bytes: u64) -> Result<LeafHashes, Failure> {
+    let mut reader = file;
+    reader
+        .seek(SeekFrom::Start(offset))
+        .map_err(|error| Failure::from_io("read leaf hashes", &error))?;
+    LeafHashes::read_from(BufReader::with_capacity(1 << 20, reader.take(length)), pack_bytes)
+        .map_err(|error| Failure::chained(FailureKind::Internal, &error))
 }
 
 fn note<W: Write>(report: &Report, events: &mut Events<W>) -> Result<(), Failure> {
@@ -224,6 +249,7 @@ fn options(request: &ImageRequest) -> ImageOptions {
     options.free_space_bytes = request.free_space_bytes;
     options.free_inodes = request.free_inodes;
     options.max_image_bytes = request.max_image_bytes;
+    options.verity = request.verity;
     options
 }
 

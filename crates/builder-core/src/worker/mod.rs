@@ -11,7 +11,7 @@
 //! | job | descriptors | result |
 //! |---|---|---|
 //! | `index` | the compressed layer (a pipe), the layer file | the pack, then the index behind it, in the layer file |
-//! | `assemble` | a layer file for each layer, the init binary, the image | the image |
+//! | `assemble` | a layer file for each layer, the init binary, leaf hashes of the packs, the image | the image |
 //!
 //! A worker knows no path of a cache, no name of a tenant and no credential. Its answers are input like any other: lines
 //! are bounded in length and number, text is cleaned before it reaches a log, and files are checked before use.
@@ -31,7 +31,8 @@ pub use self::{
 pub(crate) use self::{
     launch::MAX_DESCRIPTOR,
     protocol::{
-        AssembleJob, Control, Edit, EditContent, ImageRequest, IndexJob, Job, LayerInput, WorkerEvent,
+        AssembleJob, Control, Edit, EditContent, HashTree, ImageRequest, IndexJob, Job, LayerInput,
+        WorkerEvent,
     },
     session::{Session, Usage, input_pipe},
 };

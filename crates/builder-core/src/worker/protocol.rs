@@ -60,6 +60,8 @@ pub(crate) struct AssembleJob {
     /// An empty file.
     pub(crate) output: i32,
     pub(crate) max_index_bytes: u64,
+    /// A file with the leaf hashes of all packs, where the image gets a hash tree.
+    pub(crate) leaves: Option<i32>,
 }
 
 /// A layer file: `index_offset` bytes of pack, then the index.
@@ -68,6 +70,8 @@ pub(crate) struct LayerInput {
     pub(crate) descriptor: i32,
     pub(crate) index_offset: u64,
     pub(crate) index_length: u64,
+    /// Where in the file of leaf hashes those of this pack are, and how many bytes.
+    pub(crate) leaves: Option<(u64, u64)>,
 }
 
 /// A change of the finished tree.
@@ -101,6 +105,7 @@ pub(crate) struct ImageRequest {
     pub(crate) free_space_bytes: u64,
     pub(crate) free_inodes: u64,
     pub(crate) max_image_bytes: Option<u64>,
+    pub(crate) verity: bool,
     pub(crate) identity: [u8; 32],
 }
 
@@ -131,9 +136,21 @@ pub(crate) enum WorkerEvent {
     /// The tree stands.
     Folded { inodes: u64 },
     /// The image is complete.
-    Written { size_bytes: u64, inodes_used: u64 },
+    Written {
+        size_bytes: u64,
+        inodes_used: u64,
+        verity: Option<HashTree>,
+    },
     /// The worker gave up; nothing follows.
     Failed { kind: FailureKind, message: String },
+}
+
+/// Where an image's hash tree is, and what is at its top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HashTree {
+    pub(crate) root_hash: [u8; 32],
+    /// Bytes of the file system before it.
+    pub(crate) hash_offset: u64,
 }
 
 /// Why a worker gave up, so far as the parent treats it differently.

@@ -263,6 +263,7 @@ pub fn request(image: &str) -> BuildRequest {
             layer_mode: LayerMode::Oci,
             optimization: Optimization::default(),
             preserve_paths: Vec::new(),
+            verity: true,
         },
         flatten_filesystem: false,
         extract: ExtractOptions::default(),

@@ -1,6 +1,7 @@
 //! What `builderd` can be asked to do.
 
 mod build;
+mod image;
 mod serve;
 
 use std::{
@@ -75,6 +76,7 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .subcommand(serve::command())
         .subcommand(build::command())
+        .subcommand(image::command())
         .subcommand(
             Command::new("worker")
                 .about("Parses layers and writes images for a build; started by the other commands")
@@ -86,6 +88,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match matches.subcommand() {
         Some(("serve", matches)) => serve::run(matches),
         Some(("build", matches)) => build::run(matches),
+        Some(("image", matches)) => image::run(matches),
         _ => Err(Failure::new(
             Exit::Usage,
             "no command given: see `builderd --help`",

@@ -313,6 +313,8 @@ fn microvm_rootfs(rootfs: proto::MicroVmRootfs, path: &FieldPath<'_>) -> Result<
         layer_mode,
         optimization,
         preserve_paths,
+        // Every image that is never written to has a hash tree; who does not want it does not use it.
+        verity: true,
     })
 }
 

@@ -201,7 +201,9 @@ fn image_metadata(metadata: ImageMetadata) -> proto::ImageMetadata {
         profile: metadata.profile,
         kernel_args: metadata.kernel_args,
         platform: metadata.platform,
-        ..Default::default()
+        verity_root_hash: metadata.verity_root_hash,
+        verity_salt: metadata.verity_salt,
+        verity_hash_offset: signed(Some(metadata.verity_hash_offset)),
     }
 }
 

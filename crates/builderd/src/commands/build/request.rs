@@ -111,6 +111,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PROFILE", default_value = "rw")]
     profile: ProfileName,
 
+    /// Leave out the dm-verity hash tree behind the file system of an image with --profile ro
+    #[arg(long)]
+    no_verity: bool,
+
     /// Free bytes for the guest, as 512MiB or 2GiB; sparse [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = free_space)]
     free_space: Option<u64>,
@@ -194,6 +198,11 @@ impl Arguments {
                 "--free-space, --free-inodes: nothing is free in an image with --profile ro",
             ));
         }
+        if profile == Profile::ReadWrite && self.no_verity {
+            return Err(usage(
+                "--no-verity: only an image with --profile ro has a hash tree to be left out",
+            ));
+        }
         let tenant_id: TenantId = "local"
             .parse()
             .map_err(|error| Failure::new(Exit::Internal, format!("{error}")))?;
@@ -241,6 +250,7 @@ impl Arguments {
                     preserve_paths: Vec::new(),
                 },
                 preserve_paths: self.preserve.clone(),
+                verity: !self.no_verity,
             },
             flatten_filesystem: false,
             extract: ExtractOptions::default(),

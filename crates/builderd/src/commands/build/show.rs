@@ -144,6 +144,14 @@ impl Show {
                     "{} bytes, sha256 {}",
                     outcome.size_bytes, outcome.checksum
                 ));
+                if !outcome.metadata.verity_root_hash.is_empty() {
+                    self.line(&format!(
+                        "dm-verity: root hash {}, salt {}, hash offset {}",
+                        outcome.metadata.verity_root_hash,
+                        outcome.metadata.verity_salt,
+                        outcome.metadata.verity_hash_offset
+                    ));
+                }
                 let path = outcome.image_path.display().to_string();
                 self.print(&path);
             }

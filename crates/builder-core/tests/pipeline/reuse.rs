@@ -1,9 +1,5 @@
 //! The second build of the same image: copied when it can be, made anew when it cannot.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod common;
-
 use std::{
     fs::{self, File, FileTimes},
     os::unix::fs::{FileExt, MetadataExt},
@@ -16,9 +12,10 @@ use builder_core::{
     pipeline::BuildLimits,
     request::{BuildRequest, LayerMode, Profile, RegistryCredentials, Secret},
 };
-use common::{Ended, Site, request, sample};
 use sha2::{Digest as _, Sha256};
 use test_support::registry::{Authentication, Registry};
+
+use crate::common::{Ended, Site, request, sample};
 
 fn reused(ended: &Ended) -> bool {
     ended
