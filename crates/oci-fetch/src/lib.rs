@@ -11,6 +11,9 @@ mod config;
 mod credentials;
 mod digest;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod json;
 mod local;
@@ -18,6 +21,7 @@ mod manifest;
 mod net;
 mod platform;
 mod policy;
+mod progress;
 mod reference;
 mod registry;
 mod select;
@@ -36,5 +40,6 @@ pub use crate::net::proxy::Proxies;
 pub use crate::net::resolver::Resolver;
 pub use crate::platform::Platform;
 pub use crate::policy::Policy;
+pub use crate::progress::{BlobSample, PullProgress, PullSample};
 pub use crate::reference::{Reference, normalise_registry, redact_user_information};
 pub use crate::source::ImageSource;

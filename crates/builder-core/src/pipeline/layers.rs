@@ -9,7 +9,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -130,7 +130,10 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
         blocking(move || cache.lookup(&blob_name, &grant)).await?
     };
     match lookup.map_err(|error| BuildError::from_io("read the pack cache", error))? {
-        Lookup::Granted(file) => reuse(work, layer, &name, file).await,
+        Lookup::Granted(file) => {
+            work.progress.skip(layer.size_bytes);
+            reuse(work, layer, &name, file).await
+        }
         Lookup::Ungranted(file) => {
             // The same bytes were indexed before, for somebody else. This build has to come by them on its own; where
             // they are here already, oci-fetch decides whether it has a right to them.
@@ -180,9 +183,12 @@ fn settled(result: Result<io::Result<()>, JoinError>) {
 
 async fn open(work: &Work<'_>, layer_idx: usize) -> Result<Blob, BuildError> {
     let opening = work.config.fetch.open_layer(work.image, layer_idx);
-    work.stop
+    let blob = work
+        .stop
         .unless(async { opening.await.map_err(|error| fetch::explain(&error)) })
-        .await
+        .await?;
+    work.progress.follow(&blob);
+    Ok(blob)
 }
 
 fn count_pulled(work: &Work<'_>, layer: &LayerDescriptor, blob: &Blob) {
@@ -432,12 +438,14 @@ async fn converse(
     let mut interval = tokio::time::interval(INTERVAL);
     let mut feeding = pin!(feed(work, blob, pipe));
     let mut is_feeding = true;
+    let started = Instant::now();
     let mut indexed = None;
     loop {
         tokio::select! {
             fed = &mut feeding, if is_feeding => {
                 is_feeding = false;
                 if fed? == Fed::Verified {
+                    report_pulled(work, name, blob, started.elapsed()).await;
                     work.progress.layer_pulled().await;
                     session.tell(Control::Verified).await;
                 }
@@ -464,6 +472,30 @@ async fn converse(
             }
         }
     }
+}
+
+/// A line for the log; a layer that was at hand was not pulled.
+async fn report_pulled(work: &Work<'_>, name: &str, blob: &Blob, elapsed: Duration) {
+    if !blob.from_network() {
+        return;
+    }
+    let bytes = blob.size_bytes();
+    let millis = elapsed.as_millis().max(1);
+    let rate = u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
+    let message = format!(
+        "Pulled {name}: {} in {:.1} s, {}/s",
+        megabytes(bytes),
+        elapsed.as_secs_f64(),
+        megabytes(rate)
+    );
+    let metadata = [
+        ("layer.digest", blob.digest().to_string()),
+        ("layer.compressed_bytes", bytes.to_string()),
+        ("layer.pull_ms", millis.to_string()),
+    ];
+    work.events()
+        .log_with(Level::Info, Component::Puller, message, metadata)
+        .await;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

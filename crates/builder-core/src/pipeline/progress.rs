@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oci_fetch::{Blob, PullProgress};
+
 use crate::{
     build::BuildState,
     event::{Event, EventSender},
@@ -33,6 +35,8 @@ pub(super) struct Progress {
     /// Bytes of the image that are on disk, or hashed, whichever is under way.
     bytes_out: AtomicU64,
     board: Mutex<Board>,
+    /// The layers as they arrive; made when the image is known.
+    pull: Mutex<Option<PullProgress>>,
     /// Held while an event is on its way, so that states and figures arrive in order.
     order: tokio::sync::Mutex<Sent>,
 }
@@ -83,6 +87,7 @@ impl Progress {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             board: Mutex::default(),
+            pull: Mutex::default(),
             order: tokio::sync::Mutex::default(),
         }
     }
@@ -106,10 +111,46 @@ impl Progress {
 
     /// The layers are known.
     pub(super) fn plan(&self, layers: usize, total_bytes: u64) {
+        *self.lock_pull() = Some(PullProgress::new(total_bytes));
         let mut board = self.lock();
         board.layers = layers;
         board.total_in = total_bytes;
         board.phase = Phase::Layers;
+    }
+
+    /// A layer is on its way here.
+    pub(super) fn follow(&self, blob: &Blob) {
+        if let Some(pull) = &mut *self.lock_pull() {
+            pull.add(blob);
+        }
+    }
+
+    /// A layer of so many bytes need not be pulled.
+    pub(super) fn skip(&self, bytes: u64) {
+        if let Some(pull) = &mut *self.lock_pull() {
+            pull.skip(bytes);
+        }
+    }
+
+    fn lock_pull(&self) -> MutexGuard<'_, Option<PullProgress>> {
+        self.pull.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `, 10.2 MB/s, 4 s left` while bytes come in, else nothing.
+    fn pull_in_words(&self) -> String {
+        let sample = self.lock_pull().as_mut().map(PullProgress::sample);
+        let Some(sample) = sample.filter(|sample| sample.arrived_bytes < sample.total_bytes) else {
+            return String::new();
+        };
+        let rate = sample.bytes_per_second.filter(|rate| *rate > 0);
+        match (rate, sample.remaining) {
+            (Some(rate), Some(left)) => format!(
+                ", {}/s, {} s left",
+                megabytes(rate),
+                left.as_secs() + u64::from(left.subsec_nanos() > 0)
+            ),
+            _ => String::new(),
+        }
     }
 
     /// Bytes of a layer went to a worker.
@@ -201,11 +242,12 @@ impl Progress {
             Phase::Layers => {
                 let done = self.bytes_in.load(Ordering::Relaxed).min(board.total_in);
                 let step = format!(
-                    "pull and index layers: {} of {} done, {} of {}",
+                    "pull and index layers: {} of {} done, {} of {}{}",
                     board.indexed,
                     board.layers,
                     megabytes(done),
-                    megabytes(board.total_in)
+                    megabytes(board.total_in),
+                    self.pull_in_words()
                 );
                 (between(RESOLVED, INDEXED, done, board.total_in), step)
             }

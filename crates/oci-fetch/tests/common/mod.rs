@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
 use oci_fetch::{
     Blob, Client, ClientConfig, Credentials, Digest, FetchError, FetchErrorKind, Image, ImageSource,
     Platform, PullContext, RetryPolicy, Timeouts, Verified,
@@ -516,6 +517,30 @@ pub fn part_name(server: &Server, layer: &[u8]) -> String {
         Digest::sha256(layer).hex(),
         &registry.hex()[..16]
     )
+}
+
+/// The value of an `Authorization` header.
+pub fn basic(user: &str, password: &str) -> String {
+    format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
+    )
+}
+
+/// A fault in the answers to requests for the layer.
+pub fn on_layer(
+    image: &TestImage,
+    fault: impl Fn(&Seen, &[u8]) -> Option<Reply> + Send + Sync + 'static,
+) -> impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static {
+    let layer = image.layers[0].clone();
+    let digest = Digest::sha256(&layer).to_string();
+    move |seen| {
+        if seen.path.ends_with(&digest) {
+            fault(seen, &layer)
+        } else {
+            None
+        }
+    }
 }
 
 pub async fn resolve(client: &Client, source: &ImageSource) -> Result<Image, FetchError> {

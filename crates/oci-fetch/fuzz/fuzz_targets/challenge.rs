@@ -1,0 +1,5 @@
+//! A `WWW-Authenticate` header.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| oci_fetch::fuzzing::challenge(bytes));

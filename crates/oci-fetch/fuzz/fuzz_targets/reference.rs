@@ -1,0 +1,5 @@
+//! An image reference.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| oci_fetch::fuzzing::reference(bytes));
