@@ -20,8 +20,9 @@ use crate::{
     store::{has_ended, lines_after},
 };
 
-/// Lines that are read from the database at once.
-const PAGE_LINES: usize = 256;
+/// Lines that are read from the database at once, and that a follower who does not read keeps in memory: a quarter of a
+/// mebibyte of the longest.
+const PAGE_LINES: usize = 64;
 
 pub(super) fn stream(
     inner: Arc<Inner>,
@@ -170,3 +171,6 @@ fn interrupted() -> ServiceError {
         "the service is shutting down: follow again from the next sequence number".to_owned(),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,6 @@
+mod migration;
+mod removal;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use tempfile::TempDir;

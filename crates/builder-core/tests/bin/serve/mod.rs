@@ -10,14 +10,21 @@ use std::{
 };
 
 use builder_core::{
+    ServiceError,
+    event::LogLine,
     request::{Backend, BuildRequest, RegistryCredentials, Secret},
     service::{Builder, BuilderConfig},
 };
+use futures_util::{Stream, StreamExt};
 use oci_fetch::{ClientConfig, Loopback};
 use tenant::{TenantDefaults, Tier, TierTable};
 
+/// The beginning of a log line at which the service dies.
+pub(crate) const DIE_AT: &str = "BUILDER_CORE_TEST_DIE_AT";
+
 /// `serve DIRECTORY REQUEST-JSON [PASSWORD]`: starts the service below the directory, submits the build, says its
-/// name, and waits to be killed. An empty request only starts the service.
+/// name, and waits to be killed. An empty request only starts the service. With [`DIE_AT`] in its environment it kills
+/// itself when the build's log has a line that begins so.
 pub(crate) fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(2).collect();
     let [directory, request, rest @ ..] = arguments.as_slice() else {
@@ -47,7 +54,13 @@ pub(crate) fn main() -> ExitCode {
                 });
             }
             match builder.create(request).await {
-                Ok(build) => name = build.id.to_string(),
+                Ok(build) => {
+                    name = build.id.to_string();
+                    if let Ok(start) = std::env::var(DIE_AT) {
+                        let lines = builder.logs(build.request.tenant.tenant_id, build.id, 0, true);
+                        tokio::spawn(die_at(lines, start));
+                    }
+                }
                 Err(_) => return ExitCode::FAILURE,
             }
         }
@@ -56,6 +69,16 @@ pub(crate) fn main() -> ExitCode {
         }
         std::future::pending().await
     })
+}
+
+/// As `kill -9`: nothing is cleared up.
+async fn die_at(lines: impl Stream<Item = Result<LogLine, ServiceError>>, start: String) {
+    let mut lines = std::pin::pin!(lines);
+    while let Some(Ok(line)) = lines.next().await {
+        if line.message.starts_with(&start) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// A service below a directory: four directories in it, one build at a time.
