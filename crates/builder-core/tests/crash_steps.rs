@@ -99,7 +99,7 @@ fn check(directory: &Path, ended: &[(Build, Vec<LogLine>)], case: &str) {
     }
     assert_eq!(
         files_below(&directory.join("output")).len(),
-        2 * ended.len(),
+        3 * ended.len(),
         "{case}"
     );
     for place in ["workspace/cache/packs/tmp", "workspace/staging"] {

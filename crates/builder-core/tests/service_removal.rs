@@ -22,6 +22,9 @@ use tenant::{TenantDefaults, Tier, TierTable};
 use test_support::assetmanagerd::{Code, FakeAssetManager};
 use tokio::time::Instant;
 
+/// Of one build: the image, its metadata, its machine configuration.
+const FILES: usize = 3;
+
 impl Service {
     fn images(&self) -> Vec<PathBuf> {
         files_below(&self.directory.path().join("output"))
@@ -95,7 +98,7 @@ async fn a_deleted_build_is_gone_with_its_files_and_still_counted() {
     let before = builder.quotas(&alice()).await.unwrap();
     assert_eq!(before.limits.concurrent_builds, 3);
     assert!(before.usage.storage_bytes > 0);
-    assert_eq!(service.images().len(), 2);
+    assert_eq!(service.images().len(), FILES);
 
     builder.delete(&alice(), &id, false).await.unwrap();
     assert_eq!(service.images(), Vec::<PathBuf>::new());
@@ -186,7 +189,7 @@ async fn an_image_in_use_is_deleted_by_nobody() {
         matches!(unknown, Err(ServiceError::FailedPrecondition(_))),
         "{unknown:?}"
     );
-    assert_eq!(service.images().len(), 2);
+    assert_eq!(service.images().len(), FILES);
 
     service.builder.delete(&alice(), &id, false).await.unwrap();
     assert!(assets.assets().is_empty() && service.images().is_empty());
@@ -211,7 +214,7 @@ async fn builds_go_when_their_time_is_over_but_not_from_under_a_virtual_machine(
     assert_eq!(service.get(used).await.state, BuildState::Completed);
     // The row goes first, then its files.
     service
-        .wait_for("with its files", async || service.images().len() == 2)
+        .wait_for("with its files", async || service.images().len() == FILES)
         .await;
     assets.set_reference_count(&service.get(used).await.asset_id.unwrap(), 0);
     service

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     build::BuildState,
     event::{Component, Level},
-    request::{Backend, BuildRequest, InitStrategy, LayerMode, Profile, RootfsTarget, RuntimeOverrides},
+    request::{Backend, BuildRequest},
     service::{Builder, BuilderConfig},
     store::{BuildChange, NewBuild, NewLine, now},
 };
@@ -22,14 +22,8 @@ fn request() -> BuildRequest {
         "tenant": {"tenant_id": "alice", "customer_id": "", "organization_id": "", "claimed_tier": null,
             "permissions": [], "metadata": {}},
         "source": {"image_uri": "nginx:1", "platform": null, "pull_tags": []},
-        "target": serde_json::to_value(RootfsTarget {
-            init: InitStrategy::Tini,
-            runtime: RuntimeOverrides::default(),
-            profile: Profile::ReadWrite,
-            free_space_bytes: 0,
-            free_inodes: 0,
-            layer_mode: LayerMode::Oci,
-        }).unwrap(),
+        "target": {"init": "tini", "profile": "rw", "free_space_bytes": 0, "free_inodes": 0, "layer_mode": "oci",
+            "runtime": {"command": [], "entrypoint": [], "working_dir": null, "environment": {}, "exposed_ports": []}},
         "limits": {}, "build_name": "", "labels": {}, "suggested_asset_id": "",
     }))
     .unwrap()
