@@ -99,9 +99,11 @@ fn no_body_is_answered_with_internal() {
     runtime.block_on(service.daemon.shutdown(std::time::Duration::ZERO));
 }
 
-/// For this the specifications themselves want INTERNAL (gRPC's "Compression", which Connect follows), and the side of
-/// Connect and gRPC-Web keeps to it.
-const COMPRESSED: &str = "compressed, with no compression named";
+/// Where no compression is named, the specifications themselves want INTERNAL for this (gRPC's "Compression", which
+/// Connect follows), and the side of Connect and gRPC-Web keeps to it.
+fn says_compressed(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|flags| flags & 1 == 1)
+}
 
 /// What is not a body in an envelope at all: flags, lengths and compression that are not true.
 #[tokio::test]
@@ -113,13 +115,13 @@ async fn no_framing_is_answered_with_internal() {
         ("half a head", vec![0, 0, 0]),
         ("a body cut short", vec![0, 0, 0, 0, 9, 1, 2]),
         ("more than there is", vec![0, 0xff, 0xff, 0xff, 0xff]),
-        (COMPRESSED, vec![1, 0, 0, 0, 1, 0]),
+        ("compressed, with no compression named", vec![1, 0, 0, 0, 1, 0]),
         ("unknown flags", vec![0x7f, 0, 0, 0, 1, 0]),
         ("two messages", vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         ("an end before a message", vec![2, 0, 0, 0, 2, b'{', b'}']),
     ] {
         for protocol in [Protocol::Grpc, Protocol::GrpcWeb] {
-            if protocol == Protocol::GrpcWeb && name == COMPRESSED {
+            if protocol == Protocol::GrpcWeb && says_compressed(&frame) {
                 continue;
             }
             for method in METHODS {
@@ -134,7 +136,7 @@ async fn no_framing_is_answered_with_internal() {
             }
         }
         for protocol in [Protocol::ConnectJson, Protocol::ConnectProto] {
-            if name == COMPRESSED {
+            if says_compressed(&frame) {
                 continue;
             }
             let method = "StreamBuildLogs";
