@@ -1,5 +1,5 @@
-//! Makes the two things that are compiled into the daemon besides its own code: the wire types (without protoc) and
-//! the guest's init (a static program, built by a second cargo).
+//! Makes what is compiled into the daemon besides its own code: the wire types (without protoc), and the static programs
+//! that it carries, built by a second cargo: the guest's init, the sandbox's helper and the worker.
 
 use std::{
     env, fs,
@@ -17,7 +17,8 @@ fn main() -> Result<()> {
     let output = PathBuf::from(env::var("OUT_DIR")?);
 
     compile_proto(&workspace, &output)?;
-    build_guest_init(&workspace, &output)
+    build_guest_init(&workspace, &output)?;
+    build_workers(&workspace, &output)
 }
 
 /// Compiles the proto files with protox: a fresh machine has no protoc.
@@ -37,7 +38,6 @@ fn compile_proto(workspace: &Path, output: &Path) -> Result<()> {
 
 /// Builds crates/guest-init as a static program for the target's own architecture.
 fn build_guest_init(workspace: &Path, output: &Path) -> Result<()> {
-    let target = env::var("TARGET")?;
     let architecture = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -58,34 +58,83 @@ fn build_guest_init(workspace: &Path, output: &Path) -> Result<()> {
         workspace.join("Cargo.lock").display()
     );
 
-    // A target directory of its own: the outer cargo holds the lock of the usual one.
-    let target_directory = output.join("guest-init");
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(workspace)
-        .args([
-            "build",
-            "--locked",
-            "--release",
-            "--quiet",
+    let programs = build_static(
+        workspace,
+        &output.join("guest-init"),
+        &["--package", "guest-init", "--bin", "guest-init"],
+        // It is in every image: as small as it gets.
+        &["opt-level='z'", "lto='fat'", "codegen-units=1", "panic='abort'"],
+    )?;
+    println!(
+        "cargo::rustc-env=GUEST_INIT_PROGRAM={}",
+        programs.join("guest-init").display()
+    );
+    Ok(())
+}
+
+/// Builds the worker and the helper that puts it into a box. Both have to be static: in the box is no file at all.
+fn build_workers(workspace: &Path, output: &Path) -> Result<()> {
+    for path in [
+        "crates/builder-core/src",
+        "crates/rootfs/src",
+        "crates/sandbox/src",
+    ] {
+        println!("cargo::rerun-if-changed={}", workspace.join(path).display());
+    }
+    for name in ["builder-core", "rootfs", "sandbox"] {
+        let manifest = workspace.join("crates").join(name).join("Cargo.toml");
+        println!("cargo::rerun-if-changed={}", manifest.display());
+    }
+    let programs = build_static(
+        workspace,
+        &output.join("worker"),
+        &[
             "--package",
-            "guest-init",
+            "builder-core",
+            "--package",
+            "sandbox",
+            "--no-default-features",
             "--bin",
-            "guest-init",
-        ])
+            "builderd-worker",
+            "--bin",
+            "sandbox-helper",
+        ],
+        &["opt-level=3", "lto=false", "codegen-units=16"],
+    )?;
+    for (variable, name) in [
+        ("WORKER_PROGRAM", "builderd-worker"),
+        ("SANDBOX_HELPER_PROGRAM", "sandbox-helper"),
+    ] {
+        println!("cargo::rustc-env={variable}={}", programs.join(name).display());
+    }
+    Ok(())
+}
+
+/// Builds static programs for the target's own architecture; gives the directory that they are in.
+fn build_static(
+    directory: &Path,
+    target_directory: &Path,
+    what: &[&str],
+    profile: &[&str],
+) -> Result<PathBuf> {
+    let target = env::var("TARGET")?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(directory)
+        .args(["build", "--locked", "--release", "--quiet"])
+        .args(what)
         // With an explicit target the flags below reach neither procedural macros nor build scripts, which a static
         // C runtime would break.
-        .arg("--target")
-        .arg(&target)
+        .args(["--target", &target])
+        // A target directory of its own: the outer cargo holds the lock of the usual one.
         .arg("--target-dir")
-        .arg(&target_directory)
-        .args(["--config", "profile.release.opt-level='z'"])
-        .args(["--config", "profile.release.lto='fat'"])
-        .args(["--config", "profile.release.codegen-units=1"])
-        .args(["--config", "profile.release.debug=false"])
-        .args(["--config", "profile.release.panic='abort'"])
-        .args(["--config", "profile.release.strip='symbols'"])
+        .arg(target_directory);
+    for setting in profile.iter().chain(&["debug=false", "strip='symbols'"]) {
+        cargo.args(["--config", &format!("profile.release.{setting}")]);
+    }
+    let status = cargo
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        // What `cargo clippy` and coverage tools set for the outer build must not reach the guest's program.
+        // What `cargo clippy` and coverage tools set for the outer build must not reach the programs.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("CLIPPY_ARGS")
         .env_remove("RUSTFLAGS")
@@ -93,9 +142,7 @@ fn build_guest_init(workspace: &Path, output: &Path) -> Result<()> {
         .env_remove("CARGO_TARGET_DIR")
         .status()?;
     if !status.success() {
-        return Err(format!("building guest-init for {target} failed with {status}").into());
+        return Err(format!("building {} for {target} failed with {status}", what.join(" ")).into());
     }
-    let program = target_directory.join(&target).join("release/guest-init");
-    println!("cargo::rustc-env=GUEST_INIT_PROGRAM={}", program.display());
-    Ok(())
+    Ok(target_directory.join(&target).join("release"))
 }

@@ -215,6 +215,26 @@ pub struct BuildMetrics {
     pub pulled_bytes: Option<u64>,
     /// What each rule of the optimization saved, those only that were asked for.
     pub optimization: Vec<Savings>,
+    /// What the workers were shut in with; `None` for nothing. Known from the build's begin on.
+    pub isolation: Option<BuildIsolation>,
+}
+
+/// What the workers of a build are shut in with, as it really is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BuildIsolation {
+    /// Name of the box.
+    pub sandbox_id: String,
+    /// `private`: each worker has one of its own, without any interface; or `host`.
+    pub network_namespace: String,
+    /// `private`: each worker has an empty root of its own; or `host`.
+    pub filesystem_namespace: String,
+    /// What else holds, as `seccomp`, `landlock`, `no-capabilities`.
+    pub security_contexts: Vec<String>,
+    /// The build's control group, below the daemon's own; empty for none.
+    pub cgroup_path: String,
+    /// 1 to 3; 0 when not even the layers of level 1 are complete.
+    pub sandbox_level: u8,
 }
 
 /// One build, as stored.

@@ -133,6 +133,12 @@ impl Grant {
     }
 }
 
+impl std::fmt::Display for Grant {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
 /// A layer file that is being made.
 #[derive(Debug)]
 pub(crate) struct Unfinished {

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use tenant::{TenantId, Tier};
 
+pub use crate::options::{Backend, LayerMode, Profile};
+
 /// Who asks. Only `tenant_id` decides anything; the rest is recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantContext {
@@ -137,39 +139,6 @@ pub struct ExtractOptions {
     pub exclude_patterns: Vec<String>,
 }
 
-/// How layers are understood where the specification and Docker differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LayerMode {
-    /// The image-spec to the letter.
-    #[default]
-    Oci,
-    /// What containerd and Docker users see.
-    Docker,
-}
-
-/// How the image will be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Profile {
-    /// Written to by the guest.
-    #[default]
-    #[serde(rename = "rw")]
-    ReadWrite,
-    /// Never written to.
-    #[serde(rename = "ro")]
-    ReadOnly,
-}
-
-/// Which writer makes the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// Our own.
-    Native,
-    /// e2fsprogs as a subprocess; needs root.
-    Mke2fs,
-}
-
 /// What the image should be like.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootfsTarget {
@@ -222,6 +191,8 @@ pub struct RequestedLimits {
     pub max_disk_bytes: Option<u64>,
     /// Seconds until the build is ended.
     pub timeout_seconds: Option<u32>,
+    /// How hard the box of the workers is, 1 to 3; it only ever raises what the service has.
+    pub sandbox_level: Option<u8>,
     /// Registries that may be pulled from.
     pub allowed_registries: Vec<String>,
 }

@@ -16,7 +16,7 @@ use crate::{
     auth::{Authentication, Tokens},
     config::Config,
     edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
-    guest,
+    guest, isolation,
     proto::builder_service_server::BuilderServiceServer,
     service::Service,
 };
@@ -156,6 +156,14 @@ impl Daemon {
 }
 
 fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<BuilderConfig, DaemonError> {
+    let prepared = isolation::launcher(config.isolation, config.backend, &config.workspace_directory)
+        .map_err(|source| DaemonError::Setting {
+            setting: "TENANT_ISOLATION_ENABLED",
+            source: Box::new(source),
+        })?;
+    for warning in &prepared.warnings {
+        tracing::warn!("{warning}");
+    }
     Ok(BuilderConfig {
         fetch: fetch_config(config)?,
         database_directory: config.database_directory.clone(),
@@ -166,6 +174,7 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
         max_queued_builds: MAX_QUEUED_BUILDS,
         build_timeout: config.build_timeout,
         worker_command,
+        launcher: prepared.launcher,
         guest_init: guest::init(),
         guest_architecture: guest::ARCHITECTURE.to_owned(),
         backend: config.backend,

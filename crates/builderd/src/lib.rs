@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod edge;
 pub mod exit;
 pub mod guest;
+pub mod isolation;
 pub mod logging;
 pub mod proto;
 pub mod service;

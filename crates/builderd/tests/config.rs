@@ -57,10 +57,6 @@ fn production_defaults_are_refused_as_long_as_they_cannot_be_honoured() {
             ["UNKEY_BUILDERD_TLS_MODE=disabled", "--dev"],
         ),
         (
-            "UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED",
-            ["UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false", "--dev"],
-        ),
-        (
             "UNKEY_BUILDERD_ASSETMANAGER_ENDPOINT",
             ["UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false", "--dev"],
         ),
@@ -71,7 +67,7 @@ fn production_defaults_are_refused_as_long_as_they_cannot_be_honoured() {
             .unwrap_or_else(|| panic!("{variable}: {text:?}"));
         assert!(ways_out.iter().all(|way| line.contains(way)), "{line}");
     }
-    assert_eq!(text.len(), 3, "{text:?}");
+    assert_eq!(text.len(), 2, "{text:?}");
 }
 
 #[test]
@@ -464,7 +460,6 @@ fn what_is_not_there_yet_is_refused_with_its_reason() {
         ("STORAGE_BACKEND", "gcs"),
         ("DATABASE_TYPE", "postgres"),
         ("AUTH_MODE", "mtls"),
-        ("TENANT_ISOLATION_ENABLED", "true"),
     ] {
         let refused = refusal(production(&[(name, value)]));
         assert!(refused.contains("yet: set UNKEY_BUILDERD_"), "{refused}");

@@ -1,8 +1,12 @@
 //! A running child, the handle that ends it, and what is known afterwards.
 
 use std::{
-    fs,
-    os::fd::{AsFd, OwnedFd},
+    fs::{self, File},
+    io::Read,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::ExitStatus,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -18,8 +22,12 @@ use rustix::{
 };
 
 use crate::{
+    cgroup::Group,
     error::WaitError,
     group::{KILL_PATIENCE, wait_until_empty},
+    lease::Lease,
+    message::{MESSAGE_SIZE, Message},
+    spec::Limits,
     sys::{self, Reaped},
 };
 
@@ -32,11 +40,40 @@ pub struct Child {
     shared: Arc<Shared>,
     /// Becomes readable when the leader has ended.
     pidfd: OwnedFd,
-    deadline: Option<Instant>,
-    /// See [`sys::Message::Baseline`].
-    baseline_kib: u64,
+    deadlines: Deadlines,
+    /// See [`Message::Baseline`]; `None` with a helper, which counts its program apart.
+    baseline_kib: Option<u64>,
+    inside: Option<Inside>,
     /// Peak memory just after the program began; 0 when it was gone already.
     first_sample_kib: u64,
+}
+
+/// What is known of a child in a box beside the helper, which is the leader.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    /// Where init says how the program ended.
+    pub(crate) status: File,
+    /// Becomes readable when process 1 of the box has ended, which it does last. `None` when it had ended at once.
+    pub(crate) init: Option<OwnedFd>,
+    pub(crate) group: Option<Arc<Group>>,
+    /// The user ids of the box, free again when nothing of it is left.
+    pub(crate) _lease: Option<Lease>,
+}
+
+/// Until when a child may live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// A limit beyond what the clock can express is none.
+    wall: Option<Instant>,
+    idle: Option<Duration>,
+}
+
+/// Why the wait for the leader ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Ended,
+    WallTime,
+    IdleTime,
 }
 
 /// Ends a child from anywhere: it can be cloned and sent to other threads, and outlives the child harmlessly.
@@ -53,27 +90,44 @@ pub struct Outcome {
     pub status: ExitStatus,
     /// The time limit passed, and the group was killed for it.
     pub timed_out: bool,
+    /// The limit of idle time passed, and the group was killed for it.
+    pub idled_out: bool,
+    /// The kernel killed something because the memory limit was reached, whatever the status says: read from the
+    /// control group's counter. Without a control group it is always `false`.
+    pub out_of_memory: bool,
     /// [`Killer::kill`] came while the leader was running. The status may still be a plain exit code, when the leader
     /// ended at the same moment.
     pub killed: bool,
-    /// User and system time of the leader and of the descendants that it waited for.
+    /// User and system time: of everything in the control group; without one, of the leader and of the descendants that
+    /// it waited for.
     pub cpu_time: Duration,
     /// The largest resident set of the leader or of any descendant that it waited for, in bytes.
     ///
     /// Exact when it is clearly above the size that the launching process had at the launch, whose copied pages the
     /// kernel counts into the child; below that it is the leader's last sample, taken at the launch, every few
     /// milliseconds at first and four times a second later. 0 when the leader was gone before the first sample.
+    ///
+    /// In a box it is exact, and not less than what an idle program has; of a program that was killed it is the peak of
+    /// the control group, page cache included.
     pub peak_memory_bytes: u64,
+    /// Bytes that were read from storage, not from the page cache (`ru_inblock` of `getrusage(2)`).
+    pub read_bytes: u64,
+    /// Bytes that were written and had to go to storage at some time (`ru_oublock`).
+    pub written_bytes: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     leader: Pid,
+    group: Option<Arc<Group>>,
     /// Held while signalling and while reaping: as long as the leader is not reaped, not even as a zombie, its number
     /// belongs to it, and so does the group's.
     reaped: Mutex<bool>,
     killed: AtomicBool,
 }
+
+/// What `getrusage(2)` counts storage in.
+const BLOCK_BYTES: u64 = 512;
 
 /// Memory is sampled after this long, then after twice as long each time, up to [`LONGEST_SAMPLE_INTERVAL`].
 const FIRST_SAMPLE_INTERVAL: Duration = Duration::from_millis(4);
@@ -83,21 +137,22 @@ impl Child {
     pub(crate) fn new(
         leader: Pid,
         pidfd: OwnedFd,
-        launched_at: Instant,
-        wall_time: Option<Duration>,
-        baseline_kib: u64,
+        deadlines: Deadlines,
+        baseline_kib: Option<u64>,
+        inside: Option<Inside>,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 leader,
+                group: inside.as_ref().and_then(|inside| inside.group.clone()),
                 reaped: Mutex::new(false),
                 killed: AtomicBool::new(false),
             }),
             pidfd,
-            // A limit beyond what the clock can express is none.
-            deadline: wall_time.and_then(|limit| launched_at.checked_add(limit)),
+            deadlines,
+            first_sample_kib: baseline_kib.and_then(|_| sample_peak_kib(leader)).unwrap_or(0),
             baseline_kib,
-            first_sample_kib: sample_peak_kib(leader).unwrap_or(0),
+            inside,
         }
     }
 
@@ -105,6 +160,12 @@ impl Child {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.shared.id()
+    }
+
+    /// The control group of a child in a box.
+    #[must_use]
+    pub fn group(&self) -> Option<&Group> {
+        self.shared.group.as_deref()
     }
 
     /// A handle that can end the group from elsewhere.
@@ -124,49 +185,120 @@ impl Child {
     ///
     /// [`WaitError::Unkillable`] when a process outlives SIGKILL by ten seconds; [`WaitError::Call`] when a system
     /// call fails, which happens when someone else reaped the child (SIGCHLD ignored in this process, `waitpid(-1)`).
-    pub fn wait(self) -> Result<Outcome, WaitError> {
-        let (timed_out, sampled_kib) = self.wait_for_leader()?;
+    pub fn wait(mut self) -> Result<Outcome, WaitError> {
+        let (reason, sampled_kib) = self.wait_for_leader()?;
         let reaped = self.kill_and_reap()?;
-        if !wait_until_empty(self.shared.leader) {
-            return Err(WaitError::Unkillable {
-                group: self.id(),
-                waited: KILL_PATIENCE,
-            });
-        }
-        // The kernel counts pages per CPU and sums up lazily, so the same memory does not always give the same figure.
-        let inherited_kib = self.baseline_kib + self.baseline_kib / 16 + 4096;
-        let exact = reaped.peak_kib > inherited_kib;
-        let peak_kib = if exact { reaped.peak_kib } else { sampled_kib };
-        let outcome = Outcome {
+        self.wait_until_empty()?;
+        let mut outcome = Outcome {
             status: reaped.status,
-            timed_out,
+            timed_out: reason == Reason::WallTime,
+            idled_out: reason == Reason::IdleTime,
+            out_of_memory: false,
             killed: self.shared.killed.load(Ordering::Acquire),
             cpu_time: reaped.cpu_time,
-            peak_memory_bytes: peak_kib.saturating_mul(1024),
+            peak_memory_bytes: 0,
+            read_bytes: reaped.blocks.0.saturating_mul(BLOCK_BYTES),
+            written_bytes: reaped.blocks.1.saturating_mul(BLOCK_BYTES),
         };
+        match (&mut self.inside, self.baseline_kib) {
+            (Some(inside), _) => inside.complete(&mut outcome),
+            (None, baseline_kib) => {
+                // The kernel counts pages per CPU and sums up lazily, so the same memory does not always give the same
+                // figure.
+                let baseline_kib = baseline_kib.unwrap_or(0);
+                let inherited_kib = baseline_kib + baseline_kib / 16 + 4096;
+                let exact = reaped.peak_kib > inherited_kib;
+                let peak_kib = if exact { reaped.peak_kib } else { sampled_kib };
+                outcome.peak_memory_bytes = peak_kib.saturating_mul(1024);
+            }
+        }
         tracing::debug!(process = self.id(), ?outcome, "Ended");
         Ok(outcome)
     }
 
-    /// Waits for the leader's end or the deadline. Gives whether it was the deadline, and the last sample of the
-    /// leader's peak memory in KiB, 0 for none.
-    fn wait_for_leader(&self) -> Result<(bool, u64), WaitError> {
+    /// Waits until nothing lives any more: of the process group, of the pid namespace, of the control group.
+    fn wait_until_empty(&self) -> Result<(), WaitError> {
+        let unkillable = || WaitError::Unkillable {
+            group: self.id(),
+            waited: KILL_PATIENCE,
+        };
+        let Some(inside) = &self.inside else {
+            return if wait_until_empty(self.shared.leader) {
+                Ok(())
+            } else {
+                Err(unkillable())
+            };
+        };
+        if let Some(init) = &inside.init
+            && !self.poll_until(init, Instant::now() + KILL_PATIENCE)?
+        {
+            return Err(unkillable());
+        }
+        if let Some(group) = &inside.group {
+            let deadline = Instant::now() + KILL_PATIENCE;
+            let mut pause = Duration::from_micros(100);
+            while !group.is_empty() {
+                // Where the kernel cannot kill a group at once, what was forked meanwhile is met the next time.
+                group.kill();
+                if Instant::now() >= deadline {
+                    return Err(unkillable());
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a pidfd is readable; `false` when it is not by the deadline.
+    fn poll_until(&self, pidfd: &OwnedFd, deadline: Instant) -> Result<bool, WaitError> {
+        let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(self.shared.failed("poll", error.into())),
+            }
+        }
+    }
+
+    /// Waits for the leader's end or a deadline. Gives which it was, and the last sample of the leader's peak memory in
+    /// KiB, 0 for none.
+    fn wait_for_leader(&self) -> Result<(Reason, u64), WaitError> {
         let mut sampled_kib = self.first_sample_kib;
         let mut interval = FIRST_SAMPLE_INTERVAL;
+        let mut busy = (Duration::ZERO, Instant::now());
         loop {
-            sampled_kib = sample_peak_kib(self.shared.leader).unwrap_or(sampled_kib);
+            if self.baseline_kib.is_some() {
+                sampled_kib = sample_peak_kib(self.shared.leader).unwrap_or(sampled_kib);
+            }
             let left = self
-                .deadline
+                .deadlines
+                .wall
                 .map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let pause = left.map_or(interval, |left| left.min(interval));
             let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
             match poll(&mut fds, Timespec::try_from(pause).ok().as_ref()) {
                 Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok((false, sampled_kib)),
+                Ok(_) => return Ok((Reason::Ended, sampled_kib)),
                 Err(error) => return Err(self.shared.failed("poll", error.into())),
             }
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok((true, sampled_kib));
+            if self
+                .deadlines
+                .wall
+                .is_some_and(|deadline| Instant::now() >= deadline)
+            {
+                return Ok((Reason::WallTime, sampled_kib));
+            }
+            if let (Some(limit), Some(group)) = (self.deadlines.idle, &self.shared.group) {
+                let cpu_time = group.usage().cpu_time;
+                if cpu_time > busy.0 {
+                    busy = (cpu_time, Instant::now());
+                } else if busy.1.elapsed() >= limit {
+                    return Ok((Reason::IdleTime, sampled_kib));
+                }
             }
             interval = (interval * 2).min(LONGEST_SAMPLE_INTERVAL);
         }
@@ -179,21 +311,11 @@ impl Child {
     fn kill_and_reap(&self) -> Result<Reaped, WaitError> {
         self.shared.signal_group()?;
         // wait4 alone would block for ever on a leader in uninterruptible sleep, and every killer with it.
-        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
-        let deadline = Instant::now() + KILL_PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
-                Ok(0) => {
-                    return Err(WaitError::Unkillable {
-                        group: self.id(),
-                        waited: KILL_PATIENCE,
-                    });
-                }
-                Ok(_) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(self.shared.failed("poll", error.into())),
-            }
+        if !self.poll_until(&self.pidfd, Instant::now() + KILL_PATIENCE)? {
+            return Err(WaitError::Unkillable {
+                group: self.id(),
+                waited: KILL_PATIENCE,
+            });
         }
         let mut reaped = self.shared.lock();
         let result = sys::wait4(self.shared.leader.as_raw_nonzero().get());
@@ -215,12 +337,55 @@ impl Drop for Child {
     }
 }
 
+impl Deadlines {
+    pub(crate) fn new(limits: &Limits, launched_at: Instant) -> Self {
+        Self {
+            wall: limits.wall_time.and_then(|limit| launched_at.checked_add(limit)),
+            idle: limits.idle_time,
+        }
+    }
+}
+
+impl Inside {
+    /// Fills in what init and the control group say. Everything has ended, so nothing blocks.
+    fn complete(&mut self, outcome: &mut Outcome) {
+        let mut bytes = [0; MESSAGE_SIZE];
+        let mut ended = None;
+        while ended.is_none() && self.status.read_exact(&mut bytes).is_ok() {
+            if let Some(Message::Ended(message)) = Message::from_bytes(bytes) {
+                ended = Some(message);
+            }
+        }
+        if let Some(ended) = ended {
+            outcome.status = ended.status();
+            outcome.cpu_time = ended.cpu_time;
+            outcome.peak_memory_bytes = ended.peak_kib.saturating_mul(1024);
+            outcome.read_bytes = ended.blocks_read.saturating_mul(BLOCK_BYTES);
+            outcome.written_bytes = ended.blocks_written.saturating_mul(BLOCK_BYTES);
+        } else {
+            // It was killed together with its helper and init, whatever code those still ended with.
+            outcome.status = ExitStatus::from_raw(libc::SIGKILL);
+        }
+        if let Some(group) = &self.group {
+            let usage = group.usage();
+            outcome.out_of_memory = usage.oom_kills > 0;
+            outcome.cpu_time = outcome.cpu_time.max(usage.cpu_time);
+            if ended.is_none() {
+                outcome.peak_memory_bytes = usage.peak_memory_bytes;
+            }
+        }
+    }
+}
+
 impl Killer {
     /// Sends SIGKILL to the whole group. Without effect once the child was waited for.
     pub fn kill(&self) {
         let reaped = self.shared.lock();
         if !*reaped {
             self.shared.killed.store(true, Ordering::Release);
+            if let Some(group) = &self.shared.group {
+                group.kill();
+            }
             // The leader, at least as a zombie, is in the group: the call cannot fail while it is not reaped.
             let _ = kill_process_group(self.shared.leader, Signal::KILL);
         }
@@ -242,6 +407,9 @@ impl Shared {
         let reaped = self.lock();
         if *reaped {
             return Ok(());
+        }
+        if let Some(group) = &self.group {
+            group.kill();
         }
         match kill_process_group(self.leader, Signal::KILL) {
             // ESRCH cannot be while the leader is not reaped; should someone else have reaped it, wait4 will say so.

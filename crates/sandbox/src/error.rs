@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use crate::{cgroup::GroupError, isolation::Layer};
+
 /// A child could not be started. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to start {}", program.display())]
@@ -42,6 +44,17 @@ pub enum LaunchErrorKind {
         #[source]
         source: io::Error,
     },
+    /// A layer was asked for that this host does not offer. Nothing was started.
+    #[error("{layer} cannot be had here: {reason}")]
+    Missing {
+        /// Which one.
+        layer: Layer,
+        /// Why not.
+        reason: String,
+    },
+    /// A control group could not be made.
+    #[error("no control group")]
+    Group(#[source] GroupError),
     /// The child ended between `fork` and `execve` without naming a step.
     #[error("the child ended before its program began")]
     Vanished,

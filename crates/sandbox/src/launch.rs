@@ -7,10 +7,10 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
-    os::fd::{AsFd, OwnedFd},
+    io::{self, Read, Write},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         mpsc::{Receiver, Sender, channel, sync_channel},
     },
     thread,
@@ -23,11 +23,20 @@ use rustix::{
 };
 
 use crate::{
-    child::Child,
+    cgroup::Group,
+    child::{Child, Deadlines, Inside},
     error::{LaunchError, LaunchErrorKind},
-    plan::{Facts, Plan, Resource, Step},
+    isolation::{Isolation, Layer},
+    lease::Lease,
+    message::{MESSAGE_SIZE, Message},
+    plan::{
+        Facts, Placement, Plan, Resource, Step,
+        boxed::{self, BoxFacts, BoxPlan, Execution},
+        command, environment, limits,
+    },
+    program::{Program, SealedProgram},
     spec::Spec,
-    sys::{self, MESSAGE_SIZE, Message},
+    sys,
 };
 
 /// What the forking thread is asked to do. It owns what must stay alive until the fork.
@@ -46,7 +55,7 @@ struct Request {
 /// [`LaunchError`] when the spec is contradictory, when a step of the child fails (the program does not exist, say), or
 /// when the machine lacks processes or descriptors. No process is left then.
 pub fn launch(spec: Spec) -> Result<Child, LaunchError> {
-    let program = spec.program.clone();
+    let program = spec.program.describe();
     start(spec).map_err(|kind| LaunchError::new(&program, kind))
 }
 
@@ -55,57 +64,217 @@ pub fn launch(spec: Spec) -> Result<Child, LaunchError> {
     reason = "the descriptors in it are closed here"
 )]
 fn start(spec: Spec) -> Result<Child, LaunchErrorKind> {
-    let null = File::options()
+    if spec.limits.idle_time.is_some() || spec.limits.processes.is_some() {
+        let reason = "idle_time and processes are limits of a box: see Sandbox::launch".to_owned();
+        return Err(LaunchErrorKind::InvalidSpec {
+            field: "limits",
+            reason,
+        });
+    }
+    let null = open_null()?;
+    let plan = Plan::new(&spec, &facts(&null))?;
+    let (status_reader, status_pipe) = status_pipe()?;
+    let launched_at = Instant::now();
+    let forked = fork(plan, status_pipe)?;
+    let steps = forked.steps.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut status = File::from(status_reader);
+    let baseline_kib = match read_status(&mut status, &steps, |_| {}) {
+        Ok(baseline_kib) => baseline_kib,
+        Err(kind) => return Err(forked.give_up(kind)),
+    };
+    let pidfd = forked.pidfd()?;
+    tracing::debug!(process = forked.process, program = %spec.program.describe().display(), "Launched");
+    let limits = Deadlines::new(&spec.limits, launched_at);
+    let pid = forked.pid()?;
+    Ok(Child::new(pid, pidfd, limits, Some(baseline_kib), None))
+}
+
+/// What a box is made with, beside the spec.
+pub(crate) struct BoxRequest<'a> {
+    pub(crate) helper: &'a SealedProgram,
+    pub(crate) isolation: Isolation,
+    pub(crate) group: Option<Arc<Group>>,
+    /// The user and group ids of the program outside.
+    pub(crate) outer_ids: (u32, u32),
+    pub(crate) privileged: bool,
+    /// Freed with the child.
+    pub(crate) lease: Option<Lease>,
+}
+
+/// Starts the helper, which makes the box and starts the program in it.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the descriptors in it are closed here"
+)]
+pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, LaunchErrorKind> {
+    let namespaced = request.isolation.layers.has(Layer::Namespaces);
+    let invalid = |field, reason: &str| LaunchErrorKind::InvalidSpec {
+        field,
+        reason: reason.to_owned(),
+    };
+    if namespaced && !matches!(spec.program, Program::Sealed(_)) {
+        return Err(invalid(
+            "program",
+            "the root of the box is empty: only a sealed program can run in it",
+        ));
+    }
+    if spec.working_directory != std::path::Path::new("/") {
+        return Err(invalid("working_directory", "in a box it is /"));
+    }
+    if spec.limits.idle_time.is_some() && request.group.is_none() {
+        return Err(invalid("limits", "idle_time is measured by a control group"));
+    }
+    let null = open_null()?;
+    let facts = facts(&null);
+    let (path, arguments) = command(&spec)?;
+    let mut limits: Vec<_> = limits(&spec.limits, &facts.hard_limit).collect();
+    // Elsewhere the user's other processes would be counted too.
+    if let Some(processes) = spec.limits.processes.filter(|_| namespaced) {
+        limits.push((Resource::Processes, processes, processes));
+    }
+    let entrances = match &request.group {
+        Some(group) => group.entrances().map_err(LaunchErrorKind::Group)?,
+        None => Vec::new(),
+    };
+    let n_groups = i32::try_from(entrances.len().min(boxed::MAX_GROUPS)).unwrap_or(0);
+    let (status_reader, status_writer) = status_pipe()?;
+
+    let mut own = vec![
+        (status_writer.as_raw_fd(), boxed::STATUS),
+        (request.helper.as_fd().as_raw_fd(), boxed::HELPER),
+    ];
+    if let Program::Sealed(sealed) = &spec.program {
+        own.push((sealed.as_fd().as_raw_fd(), boxed::PROGRAM));
+    }
+    for (entrance, number) in entrances.iter().zip(boxed::FIRST_GROUP..) {
+        own.push((entrance.as_raw_fd(), number));
+    }
+    let memory = rustix::fs::memfd_create("sandbox-plan", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| LaunchErrorKind::parent("memfd_create")(error.into()))?;
+    let mut memory = File::from(memory);
+    own.push((memory.as_raw_fd(), boxed::PLAN));
+    let own: Vec<Placement> = own
+        .into_iter()
+        .map(|(source, target)| Placement { source, target })
+        .collect();
+    let plan = Plan::for_helper(&spec, &facts, &own)?;
+
+    let box_plan = BoxPlan::new(BoxFacts {
+        first_index: u32::try_from(plan.steps.len()).unwrap_or(0),
+        isolation: request.isolation,
+        n_groups,
+        outer_ids: request.outer_ids,
+        privileged: request.privileged,
+        limits,
+        execution: Execution::new(path, arguments, environment(&spec)?),
+    });
+    let bytes = postcard::to_stdvec(&box_plan)
+        .map_err(|error| LaunchErrorKind::parent("encoding the plan")(io::Error::other(error)))?;
+    memory
+        .write_all(&bytes)
+        .map_err(LaunchErrorKind::parent("write of the plan"))?;
+
+    let launched_at = Instant::now();
+    let forked = fork(plan, status_writer)?;
+    let steps: Vec<String> = forked
+        .steps
+        .iter()
+        .map(ToString::to_string)
+        .chain(box_plan.words())
+        .collect();
+    let mut status = File::from(status_reader);
+    let mut init = None;
+    let read = read_status(&mut status, &steps, |process| init = open_init(process));
+    if let Err(kind) = read {
+        if let Some(group) = &request.group {
+            group.kill();
+        }
+        return Err(forked.give_up(kind));
+    }
+    let pidfd = forked.pidfd()?;
+    tracing::debug!(process = forked.process, program = %spec.program.describe().display(), layers = %request.isolation.layers, "Launched in a box");
+    let inside = Inside {
+        status,
+        init,
+        group: request.group,
+        _lease: request.lease,
+    };
+    let limits = Deadlines::new(&spec.limits, launched_at);
+    Ok(Child::new(forked.pid()?, pidfd, limits, None, Some(inside)))
+}
+
+/// A descriptor of the box's process 1. `None` when it has ended already, and everything with it.
+fn open_init(process: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(process)?, PidfdFlags::empty()).ok()
+}
+
+fn open_null() -> Result<File, LaunchErrorKind> {
+    File::options()
         .read(true)
         .write(true)
         .open("/dev/null")
-        .map_err(LaunchErrorKind::parent("open of /dev/null"))?;
-    let facts = Facts {
-        parent: getpid().as_raw_nonzero().get(),
-        null: std::os::fd::AsRawFd::as_raw_fd(&null),
-        hard_limit,
-    };
-    let plan = Plan::new(&spec, facts)?;
-    let (status_reader, status_pipe) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| LaunchErrorKind::parent("pipe")(error.into()))?;
+        .map_err(LaunchErrorKind::parent("open of /dev/null"))
+}
 
+fn facts(null: &File) -> Facts<fn(Resource) -> Option<u64>> {
+    Facts {
+        parent: getpid().as_raw_nonzero().get(),
+        null: null.as_raw_fd(),
+        hard_limit,
+    }
+}
+
+fn status_pipe() -> Result<(OwnedFd, OwnedFd), LaunchErrorKind> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| LaunchErrorKind::parent("pipe")(error.into()))
+}
+
+/// A process that was forked and is on its way to its program.
+struct Forked {
+    process: i32,
+    steps: Vec<Step>,
+}
+
+/// Has the plan carried out. The writing end of the status pipe is closed here.
+fn fork(plan: Plan, status_pipe: OwnedFd) -> Result<Forked, LaunchErrorKind> {
     let (answer, answered) = sync_channel(1);
     let request = Request {
         plan,
         status_pipe,
         answer,
     };
-    let launched_at = Instant::now();
     let gone = || LaunchErrorKind::parent("the forking thread")(io::ErrorKind::BrokenPipe.into());
     forking_thread()?.send(request).map_err(|_| gone())?;
     let (process, steps) = answered.recv().map_err(|_| gone())?;
     let process = process.map_err(LaunchErrorKind::parent("fork"))?;
+    Ok(Forked { process, steps })
+}
 
-    let baseline_kib = match read_status(status_reader.into(), &steps) {
-        Ok(baseline_kib) => baseline_kib,
-        Err(kind) => {
-            // It has ended or is about to: the message is the last thing that a failed child sends.
-            let reaped = sys::wait4(process);
-            tracing::debug!(process, ?reaped, "Child ended before its program began");
-            return Err(kind);
+impl Forked {
+    fn pid(&self) -> Result<Pid, LaunchErrorKind> {
+        Pid::from_raw(self.process).ok_or(LaunchErrorKind::Vanished)
+    }
+
+    /// Ends a child that has failed or is about to: the message is the last thing that it sends.
+    fn give_up(&self, kind: LaunchErrorKind) -> LaunchErrorKind {
+        if let Ok(pid) = self.pid() {
+            // It may not be a leader yet.
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-    };
-    let pid = Pid::from_raw(process).ok_or(LaunchErrorKind::Vanished)?;
-    // Nobody but us reaps the child, so the number is still its own.
-    let pidfd = pidfd_open(pid, PidfdFlags::empty());
-    let pidfd = pidfd.map_err(|error| {
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-        let _ = sys::wait4(process);
-        LaunchErrorKind::parent("pidfd_open")(error.into())
-    })?;
-    tracing::debug!(process, program = %spec.program.display(), "Launched");
-    Ok(Child::new(
-        pid,
-        pidfd,
-        launched_at,
-        spec.limits.wall_time,
-        baseline_kib,
-    ))
+        let reaped = sys::wait4(self.process);
+        tracing::debug!(
+            process = self.process,
+            ?reaped,
+            "Child ended before its program began"
+        );
+        kind
+    }
+
+    /// Nobody but us reaps the child, so the number is still its own.
+    fn pidfd(&self) -> Result<OwnedFd, LaunchErrorKind> {
+        pidfd_open(self.pid()?, PidfdFlags::empty())
+            .map_err(|error| self.give_up(LaunchErrorKind::parent("pidfd_open")(error.into())))
+    }
 }
 
 /// The thread that forks, started at the first launch.
@@ -142,11 +311,14 @@ fn fork_for_ever(requests: &Receiver<Request>) {
     }
 }
 
-/// Reads what the child says until `execve` closes the pipe; gives the baseline in KiB.
-fn read_status(mut pipe: File, steps: &[Step]) -> Result<u64, LaunchErrorKind> {
+/// Messages of a child before its program runs: its baseline, or its init and that it has started.
+const MESSAGES: usize = 4;
+
+/// Reads what the child says until `execve` closes the pipe, or until the helper says that the program runs; gives the
+/// baseline in KiB, 0 with a helper.
+fn read_status(pipe: &mut File, steps: &[String], mut init: impl FnMut(i32)) -> Result<u64, LaunchErrorKind> {
     let mut baseline = None;
-    // A child sends at most two messages.
-    for _ in 0..2 {
+    for _ in 0..MESSAGES {
         let mut bytes = [0; MESSAGE_SIZE];
         match pipe.read_exact(&mut bytes) {
             Ok(()) => {}
@@ -154,16 +326,18 @@ fn read_status(mut pipe: File, steps: &[Step]) -> Result<u64, LaunchErrorKind> {
             Err(error) => return Err(LaunchErrorKind::parent("read of the status pipe")(error)),
         }
         match Message::from_bytes(bytes) {
-            Some(Message::Baseline { peak_kib }) => baseline = Some(u64::from(peak_kib)),
+            Some(Message::Baseline { peak_kib }) => baseline = Some(peak_kib),
+            Some(Message::Init { process }) => init(process),
+            Some(Message::Started) => return Ok(0),
             Some(Message::Failed { step, errno }) => {
                 let step = usize::try_from(step).ok().and_then(|index| steps.get(index));
-                let step = step.map_or_else(|| "unknown".to_owned(), ToString::to_string);
+                let step = step.map_or_else(|| "unknown".to_owned(), Clone::clone);
                 return Err(LaunchErrorKind::Step {
                     step,
                     source: io::Error::from_raw_os_error(errno),
                 });
             }
-            None => return Err(LaunchErrorKind::Vanished),
+            Some(Message::Ended(_)) | None => return Err(LaunchErrorKind::Vanished),
         }
     }
     baseline.ok_or(LaunchErrorKind::Vanished)
@@ -177,6 +351,7 @@ fn hard_limit(resource: Resource) -> Option<u64> {
         Resource::OpenFiles => Kernel::Nofile,
         Resource::AddressSpace => Kernel::As,
         Resource::CpuSeconds => Kernel::Cpu,
+        Resource::Processes => Kernel::Nproc,
     })
     .maximum
 }

@@ -2,18 +2,18 @@
 
 use std::{ffi::OsString, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
+use crate::program::Program;
+
 /// A process to be started: nothing that is not named here reaches it.
 #[derive(Debug)]
 pub struct Spec {
-    /// Absolute path of the program; it is never looked up in PATH. Also the child's `argv[0]`.
-    ///
-    /// `/proc/self/exe` means the program of the launching process, even when its file was replaced or deleted.
-    pub program: PathBuf,
+    /// The program; its path or name is also the child's `argv[0]`.
+    pub program: Program,
     /// Arguments after `argv[0]`.
     pub arguments: Vec<OsString>,
     /// The whole environment, in this order. Names are not empty and hold no `=`.
     pub environment: Vec<(OsString, OsString)>,
-    /// Absolute path of the working directory.
+    /// Absolute path of the working directory. In a box with a root of its own, only `/` is there.
     pub working_directory: PathBuf,
     /// Descriptor 0 of the child; `None` is `/dev/null`.
     pub stdin: Option<OwnedFd>,
@@ -45,14 +45,20 @@ pub struct Limits {
     pub address_space_bytes: Option<u64>,
     /// CPU time in seconds (`RLIMIT_CPU`): SIGXCPU when used up, SIGKILL one second later.
     pub cpu_seconds: Option<u64>,
-    /// Time from launch until the whole group is killed.
+    /// Threads and processes of the child's user (`RLIMIT_NPROC`): only in a box with a user namespace, where no others
+    /// are counted. Beyond it `clone` fails with EAGAIN.
+    pub processes: Option<u64>,
+    /// Time from launch until everything is killed.
     pub wall_time: Option<Duration>,
+    /// Time without any use of the CPU until everything is killed. It is measured by the control group: without one it
+    /// cannot be had, and [`Sandbox::launch`](crate::Sandbox::launch) says so.
+    pub idle_time: Option<Duration>,
 }
 
 impl Spec {
     /// `program` without arguments, environment or further descriptors, working directory `/`, without limits.
     #[must_use]
-    pub fn new(program: impl Into<PathBuf>) -> Self {
+    pub fn new(program: impl Into<Program>) -> Self {
         Self {
             program: program.into(),
             arguments: Vec::new(),

@@ -46,7 +46,7 @@ fn every_limit_reaches_the_child_and_cannot_be_raised() {
         open_files: Some(33),
         address_space_bytes: Some(1 << 30),
         cpu_seconds: Some(77),
-        wall_time: None,
+        ..Limits::default()
     };
     let (_, output) = run(spec);
     let words = |prefix: &str| {

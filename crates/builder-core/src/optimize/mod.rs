@@ -17,6 +17,7 @@ use rootfs::{
 };
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "service")]
 use crate::request::{BuildRequest, Optimization};
 
 /// Patterns of one request, both lists together.
@@ -82,6 +83,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// What `request` asks for.
+    #[cfg(feature = "service")]
     pub(crate) fn of(request: &BuildRequest) -> Self {
         let Optimization {
             strip_debug_symbols,

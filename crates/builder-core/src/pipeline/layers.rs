@@ -26,7 +26,7 @@ use super::{Work, blocking, fetch, progress::megabytes, stop::Reason};
 use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
-    pack_cache::{LayerFile, LayerRecord, Lookup, Unfinished, hash_index},
+    pack_cache::{Grant, LayerFile, LayerRecord, Lookup, Unfinished, hash_index},
     worker::{Control, IndexJob, Job, Session, WorkerEvent, WorkerLimits, input_pipe},
 };
 
@@ -39,6 +39,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Memory that the index of one layer may take. An image of two million files needs half of it.
 pub(super) const MAX_INDEX_BYTES: u64 = 512 << 20;
+
+/// The level of isolation from which on a tenant has layer files of its own.
+const OWN_PACKS_LEVEL: u8 = 3;
 
 /// Descriptors of an index worker.
 const INPUT: i32 = 3;
@@ -119,7 +122,7 @@ async fn one_with_leaves(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile,
 
 async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError> {
     let layer = &work.image.layers[layer_idx];
-    let blob_name = layer.digest.to_string();
+    let blob_name = entry_name(work, layer);
     let name = format!("layer {} of {}", layer_idx + 1, work.image.layers.len());
     let cache = &work.config.packs;
 
@@ -178,6 +181,17 @@ fn settled(result: Result<io::Result<()>, JoinError>) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "Failed to keep a layer file"),
         Err(error) => tracing::warn!(%error, "Failed to keep a layer file"),
+    }
+}
+
+/// What the layer is called in the pack cache. In a box of level 3 nothing is used that the worker of another tenant has
+/// made: the entry is then the tenant's own.
+pub(super) fn entry_name(work: &Work<'_>, layer: &LayerDescriptor) -> String {
+    let isolation = work.config.launcher.isolation();
+    if isolation.is_some_and(|isolation| isolation.sandbox_level >= OWN_PACKS_LEVEL) {
+        format!("{}-{}", layer.digest, Grant::new(work.isolation_key, ""))
+    } else {
+        layer.digest.to_string()
     }
 }
 

@@ -87,8 +87,10 @@ pub struct BuildLimits {
     pub timeout: Option<Duration>,
     /// Bytes of disk: all layers uncompressed plus what the image takes on disk.
     pub max_disk_bytes: Option<u64>,
-    /// Bytes of address space of each worker.
+    /// Bytes of address space of each worker; in boxes also of memory of all workers together.
     pub max_memory_bytes: Option<u64>,
+    /// Cores of all workers together, in boxes.
+    pub max_cpu_cores: Option<u32>,
     /// Compressed bytes of all layers together.
     pub max_compressed_bytes: Option<u64>,
     /// Bytes of the image, holes included.
@@ -136,6 +138,8 @@ impl Work<'_> {
         let mut sum = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         sum.cpu_time += usage.cpu_time;
         sum.peak_memory_bytes = sum.peak_memory_bytes.max(usage.peak_memory_bytes);
+        sum.read_bytes = sum.read_bytes.saturating_add(usage.read_bytes);
+        sum.written_bytes = sum.written_bytes.saturating_add(usage.written_bytes);
     }
 
     /// Limits of any worker. The time limit is a second line: the build ends its workers itself.
@@ -376,8 +380,10 @@ async fn build(
         disk_usage_bytes: Some(written.allocated_bytes),
         cpu_time_ms: Some(milliseconds(usage.cpu_time)),
         pulled_bytes: Some(work.sums.pulled_bytes.load(Ordering::Relaxed)),
+        io_read_bytes: Some(usage.read_bytes),
+        io_write_bytes: Some(usage.written_bytes),
+        isolation: config.launcher.isolation(),
         optimization: written.savings,
-        ..BuildMetrics::default()
     };
     let message = format!(
         "Published the image: {} bytes, {} on disk, SHA-256 {checksum}",

@@ -20,6 +20,7 @@ use super::{
     Work,
     assemble::{Written, identity_of},
     blocking,
+    layers::entry_name,
     progress::{Phase, megabytes},
     publish::{self, Draft},
 };
@@ -64,7 +65,7 @@ impl Reuse {
             .image
             .layers
             .iter()
-            .map(|layer| layer.digest.to_string())
+            .map(|layer| entry_name(work, layer))
             .collect();
         let key = cache.key(
             work.isolation_key,

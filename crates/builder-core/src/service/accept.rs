@@ -25,6 +25,13 @@ pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<B
              removed; builds that are deleted free theirs"
         )));
     }
+    if let Some(level) = request.limits.sandbox_level {
+        inner
+            .pipeline
+            .launcher
+            .offers(level)
+            .map_err(validate::refused_level)?;
+    }
     inner.lock_queue().reserve(inner.config.max_queued_builds)?;
 
     let id = BuildId::generate();

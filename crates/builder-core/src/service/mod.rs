@@ -65,7 +65,7 @@ use crate::{
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
     store::{Store, StoreError},
-    worker::ProcessLauncher,
+    worker::{Launcher, ProcessLauncher},
 };
 
 /// Builds on a page when the query does not say, and at most.
@@ -98,6 +98,8 @@ pub struct BuilderConfig {
     pub build_timeout: Duration,
     /// Program and arguments of a worker, as `[/proc/self/exe, "worker"]`; it calls [`crate::worker::main`].
     pub worker_command: Vec<OsString>,
+    /// Starts the workers instead of `worker_command`, when given: in boxes, that is.
+    pub launcher: Option<Arc<dyn Launcher>>,
     /// The static init that images get.
     pub guest_init: Arc<[u8]>,
     /// The architecture of `guest_init`, in OCI's words (`amd64`, `arm64`).
@@ -414,8 +416,14 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
             StartError::new(kind, format!("cannot write to {}", directory.display())).with_source(error)
         })?;
     }
-    let launcher = ProcessLauncher::from_command(&config.worker_command)
-        .ok_or_else(|| StartError::new(StartErrorKind::Configuration, "the worker command is empty"))?;
+    let launcher = match &config.launcher {
+        Some(launcher) => Arc::clone(launcher),
+        None => Arc::new(
+            ProcessLauncher::from_command(&config.worker_command).ok_or_else(|| {
+                StartError::new(StartErrorKind::Configuration, "the worker command is empty")
+            })?,
+        ),
+    };
     let max_pack_bytes = config.cache_enabled.then_some(config.pack_cache_max_bytes);
     let packs = PackCache::open(&config.workspace_directory, max_pack_bytes).map_err(|error| {
         StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the pack cache").with_source(error)
@@ -434,7 +442,7 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
     Ok(PipelineConfig {
         fetch,
         local_images: false,
-        launcher: Arc::new(launcher),
+        launcher,
         packs,
         images,
         staging_directory,

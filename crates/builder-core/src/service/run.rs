@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{
     artifact::{ArtifactError, ArtifactKey, Published, StagedImage},
-    build::{BuildId, BuildState},
+    build::{BuildId, BuildMetrics, BuildState},
     error::{BuildError, BuildErrorKind},
     event::{self, Component, Event, EventSender, Level, LogLine},
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
     request::BuildRequest,
     store::{self, BuildChange, Finished, NewLine, Requeued, StoreError},
+    worker::BuildBox,
 };
 
 /// Events on their way from the pipeline to the recorder, and in one transaction.
@@ -144,10 +145,20 @@ async fn build(
     events: EventSender,
     cancel: CancellationToken,
 ) -> Result<Placed, BuildError> {
-    let pipeline = PipelineConfig {
-        limits: limits(inner, request).await?,
-        ..inner.pipeline.clone()
-    };
+    let pipeline = prepare(inner, id, request).await?;
+    if let Some(isolation) = pipeline.launcher.isolation() {
+        // Seen while the build runs; its end says it again.
+        let change = BuildChange {
+            metrics: Some(BuildMetrics {
+                isolation: Some(isolation),
+                ..BuildMetrics::default()
+            }),
+            ..BuildChange::default()
+        };
+        if let Err(error) = inner.store.change(id, change).await {
+            tracing::warn!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to store a build's isolation");
+        }
+    }
     let key = ArtifactKey {
         tenant: request.tenant.tenant_id.clone(),
         build: id,
@@ -174,6 +185,30 @@ fn unwritable(error: ArtifactError) -> BuildError {
         format!("the output directory cannot be written to: {error}"),
     )
     .with_cause(error)
+}
+
+/// The pipeline of one build: its limits, and the box that its workers share.
+async fn prepare(inner: &Inner, id: BuildId, request: &BuildRequest) -> Result<PipelineConfig, BuildError> {
+    let limits = limits(inner, request).await?;
+    let launcher = Arc::clone(&inner.pipeline.launcher);
+    let build = BuildBox {
+        name: id.to_string(),
+        level: request.limits.sandbox_level,
+        memory_bytes: limits.max_memory_bytes,
+        cpu_cores: limits.max_cpu_cores,
+    };
+    let boxed = tokio::task::spawn_blocking(move || {
+        let own = launcher.for_build(&build)?;
+        Ok::<_, BuildError>(own.unwrap_or(launcher))
+    });
+    let launcher = boxed
+        .await
+        .map_err(|error| BuildError::internal("prepare the build's box", error))??;
+    Ok(PipelineConfig {
+        limits,
+        launcher,
+        ..inner.pipeline.clone()
+    })
 }
 
 /// Ends a build that was taken out of the queue.
@@ -218,6 +253,7 @@ async fn limits(inner: &Inner, request: &BuildRequest) -> Result<BuildLimits, Bu
         timeout: Some(timeout),
         max_disk_bytes: Some(lowered.disk_bytes),
         max_memory_bytes: Some(lowered.memory_bytes),
+        max_cpu_cores: Some(lowered.cpu_cores),
         max_compressed_bytes: [machine.max_compressed_bytes, lowered.image_bytes]
             .into_iter()
             .flatten()

@@ -51,6 +51,11 @@ pub(super) fn request(request: &BuildRequest) -> Result<Checked, ServiceError> {
     })
 }
 
+/// A level of isolation that this service does not offer.
+pub(super) fn refused_level(reason: &str) -> ServiceError {
+    invalid("config.limits.sandbox_level", reason.to_owned())
+}
+
 /// What a request may lower, in the words of the tenant crate.
 pub(super) fn requested_limits(request: &BuildRequest) -> Result<RequestedLimits, InvalidHostPattern> {
     let limits = &request.limits;

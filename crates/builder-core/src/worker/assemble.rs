@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     optimize::{OptimizeError, optimize},
-    request::{Backend, LayerMode, Profile},
+    options::{Backend, LayerMode, Profile},
 };
 
 /// Notes of the fold on which the modes agree that go to the log; the rest is counted. Those on which they differ all go

@@ -20,14 +20,16 @@ mod assemble;
 mod child;
 mod descriptors;
 mod index;
+#[cfg(feature = "service")]
 mod launch;
 mod protocol;
+#[cfg(feature = "service")]
 mod session;
 
-pub use self::{
-    child::main,
-    launch::{Launcher, ProcessLauncher, WorkerLimits, WorkerSpec},
-};
+pub use self::child::main;
+#[cfg(feature = "service")]
+pub use self::launch::{BoxLauncher, BuildBox, Launcher, ProcessLauncher, WorkerLimits, WorkerSpec};
+#[cfg(feature = "service")]
 pub(crate) use self::{
     launch::MAX_DESCRIPTOR,
     protocol::{

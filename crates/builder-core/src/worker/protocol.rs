@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     optimize::{Savings, Settings},
-    request::{Backend, LayerMode, Profile},
+    options::{Backend, LayerMode, Profile},
 };
 
 /// Raised when the lines change: parent and worker are one binary, and a mismatch means that it was replaced while

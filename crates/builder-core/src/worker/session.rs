@@ -34,6 +34,9 @@ const MAX_LINES: usize = 4096;
 /// Bytes kept of what a worker writes to standard error: its end.
 const STDERR_TAIL_BYTES: usize = 4096;
 
+/// Bytes that a worker may write to standard error at all. One that goes on and on is ended.
+const MAX_STDERR_BYTES: usize = 1 << 20;
+
 /// How long a worker that has said its last word may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,8 @@ const MAX_MESSAGE_CHARS: usize = 1000;
 pub(crate) struct Usage {
     pub(crate) cpu_time: Duration,
     pub(crate) peak_memory_bytes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 /// A running worker. Dropping it kills the worker without waiting for its end; [`finish`](Self::finish) waits.
@@ -58,8 +63,16 @@ pub(crate) struct Session {
     line: Vec<u8>,
     lines_seen: usize,
     failure: Option<BuildError>,
-    stderr: JoinHandle<String>,
+    stderr: JoinHandle<Words>,
     process: Process,
+}
+
+/// What a worker wrote to standard error.
+#[derive(Debug, Default)]
+struct Words {
+    tail: String,
+    /// It wrote more than it may, and was killed for it.
+    flood: bool,
 }
 
 #[derive(Debug)]
@@ -122,7 +135,7 @@ impl Session {
             line: Vec::new(),
             lines_seen: 0,
             failure: None,
-            stderr: tokio::spawn(keep_tail(words)),
+            stderr: tokio::spawn(keep_tail(words, process.killer.clone())),
             process,
         };
         let order = Order {
@@ -218,25 +231,53 @@ impl Session {
         let usage = Usage {
             cpu_time: outcome.cpu_time,
             peak_memory_bytes: outcome.peak_memory_bytes,
+            read_bytes: outcome.read_bytes,
+            written_bytes: outcome.written_bytes,
         };
+        let exceeded = |what: &str| {
+            let message = format!("{} {what}", self.name);
+            (
+                usage,
+                Err(BuildError::new(BuildErrorKind::LimitExceeded, message)),
+            )
+        };
+        // Whatever else was said: a process that was killed for it may not have been the one that speaks.
+        if outcome.out_of_memory {
+            return exceeded("needs more memory than the build may use");
+        }
+        if stderr.flood {
+            return exceeded("writes more to its log than it may");
+        }
+        if outcome.idled_out {
+            return exceeded("did nothing for too long");
+        }
         let result = match self.failure {
             Some(failure) => Err(failure),
-            None => judge(&self.name, outcome.status, &stderr),
+            None => judge(&self.name, outcome.status, &stderr.tail),
         };
         (usage, result)
     }
 }
 
-async fn keep_tail(mut words: pipe::Receiver) -> String {
+async fn keep_tail(mut words: pipe::Receiver, killer: Killer) -> Words {
     let mut tail = Vec::new();
+    let mut total = 0_usize;
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = words.read(&mut buffer).await {
+        total = total.saturating_add(length);
+        if total > MAX_STDERR_BYTES {
+            killer.kill();
+            break;
+        }
         tail.extend_from_slice(&buffer[..length]);
         if tail.len() > STDERR_TAIL_BYTES {
             tail.drain(..tail.len() - STDERR_TAIL_BYTES);
         }
     }
-    clean(&String::from_utf8_lossy(&tail), STDERR_TAIL_BYTES)
+    Words {
+        tail: clean(&String::from_utf8_lossy(&tail), STDERR_TAIL_BYTES),
+        flood: total > MAX_STDERR_BYTES,
+    }
 }
 
 fn explain(kind: FailureKind, message: &str) -> BuildError {

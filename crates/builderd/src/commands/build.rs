@@ -5,6 +5,7 @@ mod request;
 mod show;
 
 use std::{
+    collections::BTreeMap,
     env, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -13,8 +14,11 @@ use std::{
 
 use builder_core::{
     BuildError, BuildErrorKind, ImageCache, PackCache,
+    build::BuildId,
+    event::{Component, Event, Level},
     pipeline::{self, BuildLimits, PipelineConfig},
-    worker::ProcessLauncher,
+    request::Backend,
+    worker::{BuildBox, Launcher, ProcessLauncher},
 };
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
 use oci_fetch::{Client, ClientConfig, ImageSource, Loopback, Proxies};
@@ -26,6 +30,7 @@ use super::{chain, runtime};
 use crate::{
     exit::{Exit, Failure},
     guest,
+    isolation::{self, Insistence},
 };
 
 /// Events between the build and what shows them.
@@ -130,7 +135,7 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
     let config = PipelineConfig {
         fetch: client(arguments, &source, &cache)?,
         local_images: true,
-        launcher: Arc::new(ProcessLauncher::new("/proc/self/exe", ["worker".into()])),
+        launcher: launcher(arguments.backend(), &cache, show)?,
         packs: PackCache::open(&cache, Some(MAX_PACK_CACHE_BYTES)).map_err(unusable)?,
         images: (!arguments.no_reuse)
             .then(|| ImageCache::open(&cache))
@@ -182,6 +187,33 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
         show.event(event);
     }
     result.map_err(|error| failure(&error, &arguments.output))
+}
+
+/// Boxes as good as the host offers them; what is missing is said.
+fn launcher(backend: Backend, state: &Path, show: &mut Show) -> Result<Arc<dyn Launcher>, Failure> {
+    let failed = |error: &(dyn std::error::Error + 'static)| Failure::new(Exit::Internal, chain(error));
+    let prepared =
+        isolation::launcher(Insistence::Lenient, backend, state).map_err(|error| failed(&error))?;
+    for message in prepared.warnings {
+        show.event(Event::Log {
+            level: Level::Warn,
+            component: Component::Builder,
+            message,
+            metadata: BTreeMap::new(),
+        });
+    }
+    let Some(launcher) = prepared.launcher else {
+        return Ok(Arc::new(ProcessLauncher::new(
+            "/proc/self/exe",
+            ["worker".into()],
+        )));
+    };
+    let build = BuildBox {
+        name: BuildId::generate().to_string(),
+        ..BuildBox::default()
+    };
+    let own = launcher.for_build(&build).map_err(|error| failed(&error))?;
+    Ok(own.unwrap_or(launcher))
 }
 
 fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<Client, Failure> {

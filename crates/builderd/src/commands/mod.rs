@@ -1,6 +1,7 @@
 //! What `builderd` can be asked to do.
 
 mod build;
+mod doctor;
 mod image;
 mod serve;
 
@@ -77,6 +78,7 @@ pub fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(build::command())
         .subcommand(image::command())
+        .subcommand(doctor::command())
         .subcommand(
             Command::new("worker")
                 .about("Parses layers and writes images for a build; started by the other commands")
@@ -89,6 +91,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("serve", matches)) => serve::run(matches),
         Some(("build", matches)) => build::run(matches),
         Some(("image", matches)) => image::run(matches),
+        Some(("doctor", matches)) => doctor::run(matches),
         _ => Err(Failure::new(
             Exit::Usage,
             "no command given: see `builderd --help`",

@@ -11,11 +11,12 @@ use crate::{
     config::{Config, Effect, SETTINGS, Setting, VARIABLE_PREFIX, Values},
     daemon::{Daemon, DaemonError},
     exit::{Exit, Failure},
+    isolation::Insistence,
     logging,
 };
 
 /// Where `--dev` keeps its state.
-const DEFAULT_STATE_DIRECTORY: &str = "./builderd-data";
+pub(super) const DEFAULT_STATE_DIRECTORY: &str = "./builderd-data";
 
 /// The command line of `serve`: one flag for every setting.
 pub(super) fn command() -> Command {
@@ -158,9 +159,11 @@ fn announce(config: &Config, address: SocketAddr) {
         development = config.development,
         "Serving"
     );
-    tracing::warn!(
-        "Workers are not contained in namespaces and control groups: build only images that you trust this host with"
-    );
+    if config.isolation == Insistence::Off {
+        tracing::warn!(
+            "Workers are in no box (TENANT_ISOLATION_ENABLED=false): build only images that you trust this host with"
+        );
+    }
     match (&config.tokens_file, address.ip().is_loopback()) {
         (None, false) => tracing::warn!(
             server.address = %address,

@@ -8,6 +8,7 @@ use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
 
 use super::values::{ConfigError, Values};
+use crate::isolation::Insistence;
 
 /// Everything that `builderd serve` needs to know.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Config {
     pub storage_max_bytes: u64,
     /// How often is removed what is due.
     pub cleanup_interval: Duration,
+    /// How hard the start insists on workers in boxes.
+    pub isolation: Insistence,
     /// Whether layers are kept between builds.
     pub cache_enabled: bool,
     /// Bytes of cached layers, blobs and packs together.
@@ -143,6 +146,11 @@ impl Config {
             },
             storage_max_bytes: values.gibibytes("STORAGE_MAX_SIZE_GB"),
             cleanup_interval: values.duration("CLEANUP_INTERVAL"),
+            isolation: match values.flag("TENANT_ISOLATION_ENABLED") {
+                false => Insistence::Off,
+                true if development => Insistence::Lenient,
+                true => Insistence::Strict,
+            },
             cache_enabled: values.flag("STORAGE_CACHE_ENABLED"),
             cache_max_bytes: values.gibibytes("STORAGE_CACHE_MAX_SIZE_GB"),
             registry_credentials: values.flag("DOCKER_REGISTRY_AUTH"),
@@ -204,11 +212,11 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
             errors.push(values.refuse(name, problem));
         }
     }
-    if values.flag("TENANT_ISOLATION_ENABLED") {
+    if values.flag("TENANT_ISOLATION_ENABLED") && values.text("ROOTFS_BACKEND") == "mke2fs" {
         errors.push(values.refuse(
-            "TENANT_ISOLATION_ENABLED",
-            "workers are not contained in namespaces and control groups yet: set \
-             UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without, or start with --dev",
+            "ROOTFS_BACKEND",
+            "mke2fs runs programs of the host, which workers in a box cannot: set UNKEY_BUILDERD_ROOTFS_BACKEND=native, \
+             or UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without boxes",
         ));
     }
 }

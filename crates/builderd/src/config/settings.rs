@@ -365,10 +365,8 @@ pub const SETTINGS: &[Setting] = &[
         "TENANT_ISOLATION_ENABLED",
         "true",
         Form::Bool,
-        "Contain workers in namespaces and control groups",
-    )
-    .in_development("false")
-    .partial(),
+        "Run workers in boxes, or refuse to start; with --dev as far as the host allows",
+    ),
     works(
         "TENANT_DEFAULT_TIER",
         "free",

@@ -130,6 +130,18 @@ impl Values {
         &self.entry(name).0
     }
 
+    /// The directories that the service writes to, each with the name of its setting.
+    #[must_use]
+    pub fn directories(&self) -> [(&'static str, PathBuf); 4] {
+        [
+            "DATABASE_DATA_DIR",
+            "ROOTFS_OUTPUT_DIR",
+            "WORKSPACE_DIR",
+            "SCRATCH_DIR",
+        ]
+        .map(|name| (name, self.path(name)))
+    }
+
     pub(super) fn flag(&self, name: &str) -> bool {
         parse_bool(self.text(name)).expect("checked when collected")
     }

@@ -456,11 +456,13 @@ fn limits(limits: proto::TenantResourceLimits, path: &FieldPath<'_>) -> Result<R
     ];
     refuse_set(&containment, path, "no command runs inside a build yet")?;
     let sandbox_level = path.field("sandbox_level");
-    match limits.sandbox_level {
-        0 => {}
-        1..=3 => return Err(sandbox_level.unimplemented("builds are not sandboxed yet")),
+    let sandbox_level = match limits.sandbox_level {
+        0 => None,
+        1 => Some(1),
+        2 => Some(2),
+        3 => Some(3),
         other => return Err(sandbox_level.invalid("0 (not given) to 3", other)),
-    }
+    };
 
     let seconds = path
         .field("timeout_seconds")
@@ -473,6 +475,7 @@ fn limits(limits: proto::TenantResourceLimits, path: &FieldPath<'_>) -> Result<R
         max_memory_bytes: path.field("max_memory_bytes").positive(limits.max_memory_bytes)?,
         max_cpu_cores: None,
         max_disk_bytes: path.field("max_disk_bytes").positive(limits.max_disk_bytes)?,
+        sandbox_level,
         timeout_seconds: seconds.into_iter().chain(minutes).min(),
         allowed_registries: text_list(limits.allowed_registries, &path.field("allowed_registries"))?,
     })

@@ -6,7 +6,7 @@
 use std::time::SystemTime;
 
 use builder_core::{
-    build::{Build, BuildMetrics, BuildState, ImageMetadata},
+    build::{Build, BuildIsolation, BuildMetrics, BuildState, ImageMetadata},
     event::LogLine,
     optimize::Savings,
     request::{BuildRequest, InitStrategy, LayerMode, Profile},
@@ -40,7 +40,12 @@ pub const fn build_state(state: BuildState) -> proto::BuildState {
 /// A build with its last log lines, oldest first.
 #[must_use]
 pub fn build_job(build: Build, build_logs: Vec<String>) -> proto::BuildJob {
-    let metrics = (build.metrics != BuildMetrics::default()).then(|| metrics(&build.metrics));
+    let isolation = build.metrics.isolation.clone().map(isolation);
+    let only_isolation = BuildMetrics {
+        isolation: build.metrics.isolation.clone(),
+        ..BuildMetrics::default()
+    };
+    let metrics = (build.metrics != only_isolation).then(|| metrics(&build.metrics));
     proto::BuildJob {
         build_id: build.id.to_string(),
         config: Some(config(build.request)),
@@ -57,7 +62,7 @@ pub fn build_job(build: Build, build_logs: Vec<String>) -> proto::BuildJob {
         rootfs_checksum: build.rootfs_checksum.unwrap_or_default(),
         image_metadata: build.image_metadata.map(image_metadata),
         metrics,
-        isolation: None,
+        isolation,
         error_message: build.error_message.unwrap_or_default(),
         build_logs,
         progress_percent: i32::from(build.progress_percent),
@@ -102,6 +107,7 @@ fn config(request: BuildRequest) -> proto::BuildConfig {
         max_cpu_cores: small(limits.max_cpu_cores),
         max_disk_bytes: signed(limits.max_disk_bytes),
         timeout_seconds: small(limits.timeout_seconds),
+        sandbox_level: limits.sandbox_level.map_or(0, i32::from),
         allowed_registries: limits.allowed_registries,
         ..Default::default()
     };
@@ -204,6 +210,17 @@ fn image_metadata(metadata: ImageMetadata) -> proto::ImageMetadata {
         verity_root_hash: metadata.verity_root_hash,
         verity_salt: metadata.verity_salt,
         verity_hash_offset: signed(Some(metadata.verity_hash_offset)),
+    }
+}
+
+fn isolation(isolation: BuildIsolation) -> proto::BuildIsolation {
+    proto::BuildIsolation {
+        sandbox_id: isolation.sandbox_id,
+        network_namespace: isolation.network_namespace,
+        filesystem_namespace: isolation.filesystem_namespace,
+        security_contexts: isolation.security_contexts,
+        cgroup_path: isolation.cgroup_path,
+        sandbox_level: i32::from(isolation.sandbox_level),
     }
 }
 

@@ -344,7 +344,6 @@ fn create_build() -> Vec<Case> {
         ("allow_external_network", json!(true)),
         ("allow_privileged_builds", json!(true)),
         ("blocked_commands", json!(["rm"])),
-        ("sandbox_level", json!(3)),
     ] {
         case(
             "CreateBuild",
@@ -353,6 +352,12 @@ fn create_build() -> Vec<Case> {
             &format!("config.limits.{field}: "),
         );
     }
+    case(
+        "CreateBuild",
+        create(&limit("sandbox_level"), json!(3)),
+        InvalidArgument,
+        "config.limits.sandbox_level: this service runs without isolation",
+    );
     case(
         "CreateBuild",
         create(&limit("sandbox_level"), json!(4)),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "not every test file uses everything")]
 
+pub(crate) mod static_programs;
+
 use std::{io::Read, os::fd::OwnedFd};
 
 use sandbox::{Outcome, Spec, launch};
@@ -30,4 +32,84 @@ pub(crate) fn run(mut spec: Spec) -> (Outcome, String) {
         waiter.join().unwrap()
     });
     (outcome, String::from_utf8_lossy(&output).into_owned())
+}
+
+/// The host's means of isolation, with a name of this test process's own.
+#[must_use]
+pub(crate) fn sandbox() -> sandbox::Sandbox {
+    let helper = static_programs::program("sandbox-helper");
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");
+    sandbox::Sandbox::start(&sandbox::Settings {
+        name: "sandbox-test",
+        helper: &helper,
+        lease_directory: Some(directory),
+    })
+    .unwrap()
+}
+
+/// A sandbox with every layer, or `None` with the reason on standard output; with BUILDERD_REQUIRE_LAB a missing layer
+/// is a failure.
+#[must_use]
+#[allow(clippy::print_stdout, reason = "tests")]
+pub(crate) fn full_sandbox() -> Option<sandbox::Sandbox> {
+    let required = std::env::var_os("BUILDERD_REQUIRE_LAB").is_some();
+    let missing = if rustix::process::geteuid().is_root() {
+        let sandbox = sandbox();
+        if sandbox.available() == sandbox::Layers::ALL {
+            return Some(sandbox);
+        }
+        format!("{:?}", sandbox.missing())
+    } else {
+        "this test needs root".to_owned()
+    };
+    assert!(!required, "{missing}");
+    println!("skipped: {missing}");
+    None
+}
+
+/// The program that tries to break out.
+#[must_use]
+pub(crate) fn probe_program() -> sandbox::SealedProgram {
+    use std::sync::OnceLock;
+    static PROGRAM: OnceLock<sandbox::SealedProgram> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            let bytes = static_programs::program("escape-probe");
+            sandbox::SealedProgram::new("escape-probe", &bytes).unwrap()
+        })
+        .clone()
+}
+
+/// As [`run`], in a box.
+#[must_use]
+pub(crate) fn run_boxed(
+    sandbox: &sandbox::Sandbox,
+    mut spec: Spec,
+    isolation: sandbox::Isolation,
+    limits: &sandbox::GroupLimits,
+) -> (Outcome, String) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    spec.stdout = Some(OwnedFd::from(writer));
+    let child = sandbox.launch(spec, isolation, None, limits).unwrap();
+    let mut output = Vec::new();
+    let outcome = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| child.wait().unwrap());
+        reader.read_to_end(&mut output).unwrap();
+        waiter.join().unwrap()
+    });
+    (outcome, String::from_utf8_lossy(&output).into_owned())
+}
+
+/// The user id, as the host sees it, of the program in a group.
+#[must_use]
+pub(crate) fn user_of_a_member(group: &sandbox::Group) -> u32 {
+    let members = std::fs::read_to_string(group.path().join("cgroup.procs")).unwrap();
+    // Of the members the helper and init have other names; the program of a descriptor is called after its number.
+    let status = members
+        .lines()
+        .filter_map(|process| std::fs::read_to_string(format!("/proc/{process}/status")).ok())
+        .find(|status| !status.starts_with("Name:\tsandbox") && !status.starts_with("Name:\t279"))
+        .unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse().unwrap()
 }

@@ -92,6 +92,7 @@ pub(crate) fn config(directory: &Path, worker_command: Vec<OsString>) -> Builder
         max_queued_builds: 100,
         build_timeout: Duration::from_secs(120),
         worker_command,
+        launcher: None,
         guest_init: Arc::from(&b"\x7fELF the init"[..]),
         guest_architecture: oci_fetch::Platform::host().architecture,
         backend: Backend::Native,

@@ -7,29 +7,48 @@ use std::{
     collections::BTreeSet,
     ffi::{CString, OsStr},
     fmt,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
 };
 
+use serde::{Deserialize, Serialize};
+
+pub(crate) mod boxed;
+
 use crate::{
     error::LaunchErrorKind,
+    program::Program,
     spec::{Limits, Spec},
 };
 
-/// Highest number that a descriptor can have in the child.
+/// Highest number that a descriptor of a [`Spec`] can have in the child.
+const HIGHEST_NAMED: i32 = 255;
+
+/// Highest number that any descriptor can have in the child; those above [`HIGHEST_NAMED`] are the helper's.
 ///
 /// Sources are first moved above it, so it must leave room below the usual soft limit of 1024 open files.
-pub(crate) const HIGHEST_TARGET: i32 = 255;
+pub(crate) const HIGHEST_TARGET: i32 = 279;
 
 /// Everything between `fork` and `execve`, allocated beforehand: the child of a process with several threads must not
 /// allocate.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
-    pub(crate) program: CString,
+    pub(crate) program: Executable,
     pub(crate) arguments: Vec<CString>,
     pub(crate) environment: Vec<CString>,
     pub(crate) placements: Vec<Placement>,
+}
+
+/// What `execve` or `execveat` is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Executable {
+    Path(CString),
+    /// A number in the child.
+    Descriptor(i32),
 }
 
 /// A descriptor of the launching process and its number in the child.
@@ -40,13 +59,14 @@ pub(crate) struct Placement {
 }
 
 /// What the kernel limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Resource {
     CoreSize,
     FileSize,
     OpenFiles,
     AddressSpace,
     CpuSeconds,
+    Processes,
 }
 
 /// Facts of the launching process that a plan depends on.
@@ -100,15 +120,18 @@ impl Plan {
     /// The plan for `spec`, or what is wrong with it.
     pub(crate) fn new(
         spec: &Spec,
-        facts: Facts<impl Fn(Resource) -> Option<u64>>,
+        facts: &Facts<impl Fn(Resource) -> Option<u64>>,
     ) -> Result<Self, LaunchErrorKind> {
-        let program = absolute("program", &spec.program)?;
-        let mut arguments = vec![program.clone()];
-        for argument in &spec.arguments {
-            arguments.push(c_string("arguments", argument)?);
-        }
+        let (path, arguments) = command(spec)?;
+        let program = path.map_or(Executable::Descriptor(boxed::PROGRAM), Executable::Path);
         let environment = environment(spec)?;
-        let placements = placements(spec, facts.null)?;
+        let mut placements = placements(spec, facts.null)?;
+        if let Program::Sealed(sealed) = &spec.program {
+            placements.push(Placement {
+                source: sealed.as_fd().as_raw_fd(),
+                target: boxed::PROGRAM,
+            });
+        }
         let mut steps = vec![
             Step::NewSession,
             Step::DieWithParent { parent: facts.parent },
@@ -119,7 +142,8 @@ impl Plan {
             Step::CloseOnExec,
             Step::PlaceDescriptors,
         ];
-        steps.extend(limit_steps(&spec.limits, facts.hard_limit));
+        let limits = limits(&spec.limits, &facts.hard_limit);
+        steps.extend(limits.map(|(resource, soft, hard)| Step::Limit { resource, soft, hard }));
         steps.extend([
             Step::NoNewPrivileges,
             Step::ReportBaseline,
@@ -134,9 +158,56 @@ impl Plan {
             placements,
         })
     }
+
+    /// The plan of the fork that executes the helper: what concerns the process itself, and the descriptors of `spec`
+    /// and of the helper, so that both have their final numbers. The rest is the helper's to do.
+    pub(crate) fn for_helper(
+        spec: &Spec,
+        facts: &Facts<impl Fn(Resource) -> Option<u64>>,
+        own: &[Placement],
+    ) -> Result<Self, LaunchErrorKind> {
+        let mut placements = placements(spec, facts.null)?;
+        placements.extend_from_slice(own);
+        let steps = vec![
+            Step::NewSession,
+            Step::DieWithParent { parent: facts.parent },
+            Step::ResetSignals,
+            Step::Umask(0o077),
+            Step::WorkingDirectory(c"/".to_owned()),
+            Step::LiftDescriptors,
+            Step::CloseOnExec,
+            Step::PlaceDescriptors,
+            Step::NoNewPrivileges,
+            Step::UnblockSignals,
+            Step::Execute,
+        ];
+        Ok(Self {
+            steps,
+            program: Executable::Descriptor(boxed::HELPER),
+            arguments: vec![c"sandbox-helper".to_owned()],
+            environment: Vec::new(),
+            placements,
+        })
+    }
 }
 
-fn environment(spec: &Spec) -> Result<Vec<CString>, LaunchErrorKind> {
+/// Program and arguments as strings for `execve`; no program for one in memory.
+pub(crate) fn command(spec: &Spec) -> Result<(Option<CString>, Vec<CString>), LaunchErrorKind> {
+    let (program, name) = match &spec.program {
+        Program::Path(path) => {
+            let path = absolute("program", path)?;
+            (Some(path.clone()), path)
+        }
+        Program::Sealed(sealed) => (None, boxed::Execution::name(sealed.name())),
+    };
+    let mut arguments = vec![name];
+    for argument in &spec.arguments {
+        arguments.push(c_string("arguments", argument)?);
+    }
+    Ok((program, arguments))
+}
+
+pub(crate) fn environment(spec: &Spec) -> Result<Vec<CString>, LaunchErrorKind> {
     let mut environment = Vec::with_capacity(spec.environment.len());
     for (name, value) in &spec.environment {
         if name.is_empty() || name.as_bytes().contains(&b'=') {
@@ -170,9 +241,9 @@ fn placements(spec: &Spec, null: i32) -> Result<Vec<Placement>, LaunchErrorKind>
                 reason,
             })
         };
-        if !(3..=HIGHEST_TARGET).contains(&target) {
+        if !(3..=HIGHEST_NAMED).contains(&target) {
             return invalid(format!(
-                "number {target} in the child is not in 3..={HIGHEST_TARGET}"
+                "number {target} in the child is not in 3..={HIGHEST_NAMED}"
             ));
         }
         if !used.insert(target) {
@@ -186,7 +257,11 @@ fn placements(spec: &Spec, null: i32) -> Result<Vec<Placement>, LaunchErrorKind>
     Ok(placements)
 }
 
-fn limit_steps(limits: &Limits, hard_limit: impl Fn(Resource) -> Option<u64>) -> impl Iterator<Item = Step> {
+/// Resource limits as soft and hard figures, cut to what the launching process may set.
+pub(crate) fn limits(
+    limits: &Limits,
+    hard_limit: &impl Fn(Resource) -> Option<u64>,
+) -> impl Iterator<Item = (Resource, u64, u64)> {
     let wanted = [
         (Resource::CoreSize, Some(0), 0),
         (Resource::FileSize, limits.file_size_bytes, 0),
@@ -199,7 +274,7 @@ fn limit_steps(limits: &Limits, hard_limit: impl Fn(Resource) -> Option<u64>) ->
         let ceiling = hard_limit(resource).unwrap_or(u64::MAX);
         let hard = wanted?.saturating_add(slack).min(ceiling);
         let soft = wanted?.min(hard);
-        Some(Step::Limit { resource, soft, hard })
+        Some((resource, soft, hard))
     })
 }
 
@@ -209,6 +284,11 @@ fn absolute(field: &'static str, path: &Path) -> Result<CString, LaunchErrorKind
         return Err(LaunchErrorKind::InvalidSpec { field, reason });
     }
     c_string(field, path.as_os_str())
+}
+
+/// `None` when there is a zero byte in it.
+pub(crate) fn c_string_bytes(bytes: &[u8]) -> Option<CString> {
+    CString::new(bytes).ok()
 }
 
 fn c_string(field: &'static str, value: &OsStr) -> Result<CString, LaunchErrorKind> {
@@ -224,6 +304,7 @@ impl fmt::Display for Resource {
             Self::OpenFiles => "open files",
             Self::AddressSpace => "address space",
             Self::CpuSeconds => "CPU seconds",
+            Self::Processes => "processes",
         })
     }
 }
@@ -282,8 +363,9 @@ mod tests {
             address_space_bytes: Some(1 << 30),
             cpu_seconds: Some(5),
             wall_time: Some(Duration::from_secs(9)),
+            ..Limits::default()
         };
-        let plan = Plan::new(&spec, facts()).unwrap();
+        let plan = Plan::new(&spec, &facts()).unwrap();
         assert_eq!(
             lines(&plan),
             [
@@ -310,7 +392,7 @@ mod tests {
 
     #[test]
     fn without_limits_only_core_dumps_are_limited() {
-        let plan = Plan::new(&Spec::new("/bin/true"), facts()).unwrap();
+        let plan = Plan::new(&Spec::new("/bin/true"), &facts()).unwrap();
         let limits: Vec<_> = lines(&plan)
             .into_iter()
             .filter(|line| line.starts_with("limit"))
@@ -328,7 +410,7 @@ mod tests {
             null: 9,
             hard_limit: |_| Some(50),
         };
-        let plan = Plan::new(&spec, facts).unwrap();
+        let plan = Plan::new(&spec, &facts).unwrap();
         let limits: Vec<_> = lines(&plan)
             .into_iter()
             .filter(|line| line.starts_with("limit"))
@@ -348,7 +430,7 @@ mod tests {
         let mut spec = Spec::new("/bin/true");
         spec.descriptors = vec![(null(), 7), (null(), 3)];
         let sources: Vec<i32> = spec.descriptors.iter().map(|(fd, _)| fd.as_raw_fd()).collect();
-        let plan = Plan::new(&spec, facts()).unwrap();
+        let plan = Plan::new(&spec, &facts()).unwrap();
         let expected = [(9, 0), (9, 1), (9, 2), (sources[0], 7), (sources[1], 3)]
             .map(|(source, target)| Placement { source, target });
         assert_eq!(plan.placements, expected);
@@ -387,7 +469,7 @@ mod tests {
         for (name, expected, change) in cases {
             let mut spec = Spec::new("/bin/true");
             change(&mut spec);
-            match Plan::new(&spec, facts()) {
+            match Plan::new(&spec, &facts()) {
                 Err(LaunchErrorKind::InvalidSpec { field, .. }) => assert_eq!(field, expected, "{name}"),
                 other => panic!("{name}: {other:?}"),
             }

@@ -15,23 +15,12 @@ use std::{
 
 use std::os::unix::process::ExitStatusExt;
 
-use crate::plan::{HIGHEST_TARGET, Placement, Plan, Resource, Step};
+use crate::{
+    message::Message,
+    plan::{Executable, HIGHEST_TARGET, Placement, Plan, Resource, Step},
+};
 
-/// A report of the child over the status pipe, sent in one `write` (12 bytes are atomic, `pipe(7)`).
-///
-/// The end of the pipe without [`Message::Failed`] before it means that `execve` succeeded: the descriptor is
-/// close-on-exec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Message {
-    /// The child's peak resident set before `execve`, in KiB. It is a copy of the launching process's memory that the
-    /// kernel will later count into `ru_maxrss` of the child, although the program never used it.
-    Baseline { peak_kib: u32 },
-    /// The step with this index failed.
-    Failed { step: u32, errno: i32 },
-}
-
-/// Size of a [`Message`] on the wire.
-pub(crate) const MESSAGE_SIZE: usize = 12;
+pub(crate) mod boxed;
 
 /// What `wait4` says about a process that has ended.
 #[derive(Clone, Copy, Debug)]
@@ -41,45 +30,20 @@ pub(crate) struct Reaped {
     pub(crate) cpu_time: Duration,
     /// The largest resident set of any of them, in KiB.
     pub(crate) peak_kib: u64,
+    /// Blocks of 512 bytes read from and written to storage by them.
+    pub(crate) blocks: (u64, u64),
 }
 
 /// What the child works on; its vectors are not resized after the fork.
 struct Child<'plan> {
     steps: &'plan [Step],
     program: *const c_char,
+    /// Used when `program` is null.
+    program_descriptor: c_int,
     arguments: Vec<*const c_char>,
     environment: Vec<*const c_char>,
     placements: Vec<Placement>,
     status_pipe: c_int,
-}
-
-impl Message {
-    pub(crate) fn from_bytes(bytes: [u8; MESSAGE_SIZE]) -> Option<Self> {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
-        let (tag, first, second) = (
-            u32::from_le_bytes([a, b, c, d]),
-            u32::from_le_bytes([e, f, g, h]),
-            [i, j, k, l],
-        );
-        match tag {
-            1 => Some(Self::Baseline { peak_kib: first }),
-            2 => Some(Self::Failed {
-                step: first,
-                errno: i32::from_le_bytes(second),
-            }),
-            _ => None,
-        }
-    }
-
-    fn to_bytes(self) -> [u8; MESSAGE_SIZE] {
-        let (tag, first, second) = match self {
-            Self::Baseline { peak_kib } => (1_u32, peak_kib, 0),
-            Self::Failed { step, errno } => (2, step, errno),
-        };
-        let ([a, b, c, d], [e, f, g, h], [i, j, k, l]) =
-            (tag.to_le_bytes(), first.to_le_bytes(), second.to_le_bytes());
-        [a, b, c, d, e, f, g, h, i, j, k, l]
-    }
 }
 
 /// Blocks every signal for the calling thread, which is to be the one that forks: a handler of the launching process
@@ -112,7 +76,14 @@ pub(crate) fn fork_and_run(plan: &Plan, status_pipe: BorrowedFd<'_>) -> io::Resu
     };
     let mut child = Child {
         steps: &plan.steps,
-        program: plan.program.as_ptr(),
+        program: match &plan.program {
+            Executable::Path(path) => path.as_ptr(),
+            Executable::Descriptor(_) => ptr::null(),
+        },
+        program_descriptor: match &plan.program {
+            Executable::Path(_) => -1,
+            Executable::Descriptor(number) => *number,
+        },
         arguments: pointers(&plan.arguments),
         environment: pointers(&plan.environment),
         placements: plan.placements.clone(),
@@ -205,6 +176,7 @@ fn run_step(step: &Step, child: &mut Child<'_>) -> Result<(), c_int> {
                 Resource::OpenFiles => libc::RLIMIT_NOFILE,
                 Resource::AddressSpace => libc::RLIMIT_AS,
                 Resource::CpuSeconds => libc::RLIMIT_CPU,
+                Resource::Processes => libc::RLIMIT_NPROC,
             };
             // SAFETY: `limit` is a valid rlimit for the time of the call.
             check(unsafe { libc::setrlimit(resource, &raw const limit) })
@@ -217,19 +189,23 @@ fn run_step(step: &Step, child: &mut Child<'_>) -> Result<(), c_int> {
             // SAFETY: `usage` is a valid, exclusively borrowed rusage.
             check(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) })?;
             let peak_kib = u32::try_from(usage.ru_maxrss).unwrap_or(u32::MAX);
-            send(child.status_pipe, Message::Baseline { peak_kib });
+            send(
+                child.status_pipe,
+                Message::Baseline {
+                    peak_kib: u64::from(peak_kib),
+                },
+            );
             Ok(())
         }
-        Step::UnblockSignals => {
-            // SAFETY: sigset_t is plain data, for which all zeros is a valid value; sigemptyset gives it its meaning.
-            let mut none: libc::sigset_t = unsafe { mem::zeroed() };
-            // SAFETY: `none` is a valid, exclusively borrowed sigset_t; the old mask is not asked for.
-            check(unsafe {
-                libc::sigemptyset(&raw mut none);
-                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
-            })
-        }
+        Step::UnblockSignals => unblock_signals(),
         Step::Execute => {
+            if child.program.is_null() {
+                return Err(execute_descriptor(
+                    child.program_descriptor,
+                    &child.arguments,
+                    &child.environment,
+                ));
+            }
             // SAFETY: program is a live zero-terminated string; both arrays end with a null pointer and point to live
             // zero-terminated strings of the plan, which outlives the child. It returns only on failure.
             unsafe {
@@ -242,6 +218,42 @@ fn run_step(step: &Step, child: &mut Child<'_>) -> Result<(), c_int> {
             Err(errno())
         }
     }
+}
+
+/// An empty signal mask.
+fn unblock_signals() -> Result<(), c_int> {
+    // SAFETY: sigset_t is plain data, for which all zeros is a valid value; sigemptyset gives it its meaning.
+    let mut none: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: `none` is a valid, exclusively borrowed sigset_t; the old mask is not asked for.
+    check(unsafe {
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+    })
+}
+
+/// Executes what is behind a descriptor; gives the errno, since it returns only on failure. Both arrays end with null.
+///
+/// The descriptor is closed by the execution, so that a script, whose interpreter would open it again, is not for here.
+fn execute_descriptor(
+    descriptor: c_int,
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+) -> c_int {
+    // SAFETY: F_SETFD takes an integer and touches no memory. A descriptor that is not open fails below.
+    unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // SAFETY: the path is an empty zero-terminated string; both arrays end with a null pointer and point to live
+    // zero-terminated strings.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            descriptor,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    errno()
 }
 
 /// Gives every signal its default disposition. SIGKILL and SIGSTOP refuse, which is as it should be.
@@ -276,7 +288,7 @@ fn lift(descriptor: c_int) -> Result<c_int, c_int> {
 
 /// Sends a message; when that fails there is nobody left to tell.
 fn send(pipe: c_int, message: Message) {
-    let bytes = message.to_bytes();
+    let bytes: [u8; crate::message::MESSAGE_SIZE] = message.to_bytes();
     // SAFETY: the pointer and the length are those of a live array.
     unsafe { libc::write(pipe, bytes.as_ptr().cast(), bytes.len()) };
 }
@@ -310,6 +322,10 @@ pub(crate) fn wait4(process: i32) -> io::Result<Reaped> {
         status: ExitStatus::from_raw(status),
         cpu_time: duration(usage.ru_utime).saturating_add(duration(usage.ru_stime)),
         peak_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+        blocks: (
+            u64::try_from(usage.ru_inblock).unwrap_or(0),
+            u64::try_from(usage.ru_oublock).unwrap_or(0),
+        ),
     })
 }
 
@@ -317,20 +333,4 @@ fn duration(time: libc::timeval) -> Duration {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let microseconds = u64::try_from(time.tv_usec).unwrap_or(0);
     Duration::from_secs(seconds).saturating_add(Duration::from_micros(microseconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_survive_the_pipe() {
-        for message in [
-            Message::Baseline { peak_kib: 70_000 },
-            Message::Failed { step: 9, errno: 13 },
-        ] {
-            assert_eq!(Message::from_bytes(message.to_bytes()), Some(message));
-        }
-        assert_eq!(Message::from_bytes([0; MESSAGE_SIZE]), None);
-    }
 }

@@ -1,0 +1,250 @@
+//! A box counts, limits, and ends whole.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sandbox::{Calls, GroupLimits, Groups, Level, Limits, Sandbox, Spec};
+
+fn spec(words: &[&str]) -> Spec {
+    let mut spec = Spec::new(common::probe_program());
+    spec.arguments = words.iter().map(Into::into).collect();
+    // A fault of the box must not become an endless test.
+    spec.limits.wall_time = Some(Duration::from_secs(60));
+    spec
+}
+
+fn basic(sandbox: &Sandbox, spec: Spec, limits: &GroupLimits) -> (sandbox::Outcome, String) {
+    common::run_boxed(sandbox, spec, Level::Basic.isolation(Calls::Worker), limits)
+}
+
+#[test]
+fn privileged_endings_are_told_apart() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let none = GroupLimits::default();
+    let (outcome, _) = basic(&sandbox, spec(&["exit=7"]), &none);
+    assert_eq!(outcome.status.code(), Some(7));
+    assert!(!outcome.out_of_memory && !outcome.timed_out && !outcome.killed);
+    // Process 1 would ignore it; the program is not process 1.
+    let (outcome, _) = basic(&sandbox, spec(&["abort"]), &none);
+    assert_eq!(outcome.status.signal(), Some(6));
+
+    let mut sleeper = spec(&["idle"]);
+    sleeper.limits.wall_time = Some(Duration::from_millis(200));
+    let (outcome, _) = basic(&sandbox, sleeper, &none);
+    assert!(outcome.timed_out && !outcome.idled_out, "{outcome:?}");
+
+    for words in ["idle", "stop"] {
+        let mut sleeper = spec(&[words]);
+        sleeper.limits.idle_time = Some(Duration::from_millis(300));
+        let (outcome, _) = basic(&sandbox, sleeper, &none);
+        assert!(outcome.idled_out && !outcome.timed_out, "{words}: {outcome:?}");
+    }
+}
+
+#[test]
+fn privileged_memory_is_bounded_and_its_end_is_told() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let limits = GroupLimits {
+        memory_bytes: Some(48 << 20),
+        ..GroupLimits::default()
+    };
+    let (outcome, _) = basic(&sandbox, spec(&["memory"]), &limits);
+    assert!(outcome.out_of_memory, "{outcome:?}");
+    assert!(!outcome.timed_out && !outcome.status.success(), "{outcome:?}");
+    assert!(outcome.peak_memory_bytes > 16 << 20, "{outcome:?}");
+}
+
+#[test]
+fn privileged_processes_are_bounded_and_a_fork_bomb_ends_whole() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let limits = GroupLimits {
+        processes: Some(24),
+        ..GroupLimits::default()
+    };
+    let mut bomb = spec(&["forks"]);
+    bomb.limits.wall_time = Some(Duration::from_millis(700));
+    let (outcome, _) = basic(&sandbox, bomb, &limits);
+    assert!(outcome.timed_out, "{outcome:?}");
+    // `wait` has returned: nothing lives in the group, or it would have said so.
+}
+
+#[test]
+fn privileged_processor_time_is_bounded_and_counted() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let limits = GroupLimits {
+        cpu_millicores: Some(100),
+        ..GroupLimits::default()
+    };
+    let mut spinner = spec(&["spin"]);
+    spinner.limits.wall_time = Some(Duration::from_secs(2));
+    let (outcome, _) = basic(&sandbox, spinner, &limits);
+    // A tenth of two seconds, and some periods more; a busy machine gives less.
+    assert!(outcome.cpu_time < Duration::from_millis(900), "{outcome:?}");
+    assert!(outcome.cpu_time > Duration::ZERO, "{outcome:?}");
+}
+
+#[test]
+fn privileged_files_are_bounded_by_the_signal_that_says_so() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let file = tempfile::tempfile().unwrap();
+    let mut writer = spec(&["file=3"]);
+    writer.descriptors = vec![(file.try_clone().unwrap().into(), 3)];
+    writer.limits = Limits {
+        file_size_bytes: Some(64 << 10),
+        ..writer.limits
+    };
+    let (outcome, _) = basic(&sandbox, writer, &GroupLimits::default());
+    assert_eq!(outcome.status.signal(), Some(25), "SIGXFSZ: {outcome:?}");
+    assert_eq!(file.metadata().unwrap().len(), 64 << 10);
+}
+
+/// The pipe ends when the last holder is gone.
+fn start_daemons(sandbox: &Sandbox, then: &str) -> (sandbox::Child, BufReader<std::io::PipeReader>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut daemons = spec(&["daemons", then]);
+    daemons.stdout = Some(writer.into());
+    let basic = Level::Basic.isolation(Calls::Worker);
+    let child = sandbox
+        .launch(daemons, basic, None, &GroupLimits::default())
+        .unwrap();
+    let mut reader = BufReader::new(reader);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (child, reader)
+}
+
+#[test]
+fn privileged_daemons_that_left_every_group_end_too() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    for then in ["exit=0", "idle"] {
+        let (child, mut reader) = start_daemons(&sandbox, then);
+        let path = child.group().unwrap().path().to_owned();
+        if then == "idle" {
+            child.killer().kill();
+        }
+        let outcome = child.wait().unwrap();
+        assert_eq!(outcome.killed, then == "idle", "{outcome:?}");
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert!(!path.exists(), "{}", path.display());
+    }
+}
+
+/// Not a test of its own: the process that the next test kills.
+#[test]
+#[ignore = "started by privileged_nothing_is_left_after_a_kill"]
+fn launcher_that_is_killed() {
+    if std::env::var_os("SANDBOX_TEST_LAUNCHER").is_none() {
+        return;
+    }
+    let sandbox = common::sandbox();
+    let mut daemons = spec(&["daemons", "idle"]);
+    daemons.stdout = Some(
+        std::os::fd::AsFd::as_fd(&std::io::stderr())
+            .try_clone_to_owned()
+            .unwrap(),
+    );
+    let basic = Level::Basic.isolation(Calls::Worker);
+    let child = sandbox
+        .launch(daemons, basic, None, &GroupLimits::default())
+        .unwrap();
+    println!(
+        "\nhelper={} group={}",
+        child.id(),
+        child.group().unwrap().path().display()
+    );
+    let _ = child.wait();
+    println!("ended");
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn privileged_nothing_is_left_after_a_kill() {
+    if common::full_sandbox().is_none() {
+        return;
+    }
+    for whom in ["launcher", "helper"] {
+        let mut launcher = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "launcher_that_is_killed", "--ignored", "--nocapture"])
+            .env("SANDBOX_TEST_LAUNCHER", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(launcher.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
+        let line = lines.find(|line| line.starts_with("helper=")).unwrap();
+        let (helper, group) = line
+            .strip_prefix("helper=")
+            .unwrap()
+            .split_once(" group=")
+            .unwrap();
+        let group = PathBuf::from(group);
+        assert!(group.exists());
+        // The processes in the box hold this pipe: its end is theirs.
+        let mut held = BufReader::new(launcher.stderr.take().unwrap());
+        let mut ready = String::new();
+        while !ready.contains("ready") {
+            ready.clear();
+            assert_ne!(held.read_line(&mut ready).unwrap(), 0);
+        }
+        if whom == "helper" {
+            let helper = Pid::from_raw(helper.parse().unwrap()).unwrap();
+            kill_process(helper, Signal::KILL).unwrap();
+            assert!(lines.any(|line| line == "ended"));
+            assert!(!group.exists());
+        }
+        launcher.kill().unwrap();
+        launcher.wait().unwrap();
+        held.read_to_end(&mut Vec::new()).unwrap();
+        // The next start of the same name finds what the kernel could not remove.
+        drop(Groups::start("sandbox-test").unwrap());
+        assert!(!group.exists(), "{whom}: {}", group.display());
+    }
+}
+
+#[test]
+fn privileged_many_boxes_at_once_keep_apart() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        for index in 0..8 {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                for round in 0..3 {
+                    let code = index * 3 + round + 1;
+                    let (outcome, _) =
+                        basic(sandbox, spec(&[&format!("exit={code}")]), &GroupLimits::default());
+                    assert_eq!(outcome.status.code(), Some(code));
+                }
+            });
+        }
+    });
+}
