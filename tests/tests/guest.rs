@@ -56,8 +56,13 @@ fn busybox() -> Result<Layer, Missing> {
             "etc/passwd",
             "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
         )
-        .file("etc/group", "root:x:0:\napp:x:1001:\naudio:x:29:app\nvideo:x:44:app\n");
-    for applet in ["sh", "cat", "env", "id", "kill", "ls", "pwd", "reboot", "sleep", "stat"] {
+        .file(
+            "etc/group",
+            "root:x:0:\napp:x:1001:\naudio:x:29:app\nvideo:x:44:app\n",
+        );
+    for applet in [
+        "sh", "cat", "env", "id", "kill", "ls", "pwd", "reboot", "sleep", "stat",
+    ] {
         layer = layer.symlink(format!("bin/{applet}"), "busybox");
     }
     Ok(layer)
@@ -70,7 +75,7 @@ fn build(image: &Image, options: &[&str]) -> Built {
     let output = directory.path().join("guest.ext4");
     check::run(
         Command::new(parts::builderd().unwrap())
-            .args(["build", "--free-space", "8MiB"])
+            .arg("build")
             .arg(format!("oci:{}:1", layout.display()))
             .arg("--output")
             .arg(&output)
@@ -102,7 +107,9 @@ fn rig() -> Result<VmRig, Missing> {
 fn assert_says(boot: &BootLog, expected: &[&str]) {
     for expected in expected {
         assert!(
-            boot.serial.lines().any(|line| line.trim_end().ends_with(expected)),
+            boot.serial
+                .lines()
+                .any(|line| line.trim_end().ends_with(expected)),
             "{expected:?} is missing:\n{}",
             boot.serial
         );
@@ -132,7 +139,10 @@ fn a_guest_finds_user_groups_directory_and_environment_and_reaps_orphans() {
     let built = build(&image, &["--env", "EXTRA=said by the request"]);
     let mut options = built.boot_options();
     options.kernel_arguments.push("hostname=box".into());
-    let boot = rig.with_vmm(Vmm::QemuMicrovm).boot(&built.image, &options).unwrap();
+    let boot = rig
+        .with_vmm(Vmm::QemuMicrovm)
+        .boot(&built.image, &options)
+        .unwrap();
     assert_says(
         &boot,
         &[
@@ -161,7 +171,16 @@ fn a_read_only_image_from_scratch_runs_on_both_machines() {
     let image = Image::new().layer(&layer).entrypoint(&["/hello"]);
     let built = build(
         &image,
-        &["--profile", "ro", "--cmd", "--exit", "--cmd", "137", "--cmd", "/again"],
+        &[
+            "--profile",
+            "ro",
+            "--cmd",
+            "--exit",
+            "--cmd",
+            "137",
+            "--cmd",
+            "/again",
+        ],
     );
     for vmm in [Vmm::QemuQ35, Vmm::QemuMicrovm] {
         let boot = rig
@@ -171,7 +190,11 @@ fn a_read_only_image_from_scratch_runs_on_both_machines() {
             .unwrap();
         assert_says(
             &boot,
-            &["hello from the guest", "cwd /", "guest-init: command exited with code 137"],
+            &[
+                "hello from the guest",
+                "cwd /",
+                "guest-init: command exited with code 137",
+            ],
         );
         assert!(boot.serial.contains("links=2"), "{}", boot.serial);
     }
@@ -183,10 +206,11 @@ fn with_direct_the_command_is_process_1() {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),
     };
-    let image = Image::new()
-        .layer(&layer)
-        .env(&["GREETING=hello"])
-        .cmd(&["sh", "-c", "echo process=$$ greeting=$GREETING; reboot -f"]);
+    let image = Image::new().layer(&layer).env(&["GREETING=hello"]).cmd(&[
+        "sh",
+        "-c",
+        "echo process=$$ greeting=$GREETING; reboot -f",
+    ]);
     let built = build(&image, &["--init", "direct", "--workdir", "/srv"]);
     let boot = rig.boot(&built.image, &built.boot_options()).unwrap();
     assert_says(&boot, &["process=1 greeting=hello"]);
@@ -199,7 +223,8 @@ fn with_custom_the_images_own_init_runs() {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),
     };
-    let init = "#!/bin/sh\necho own init $$ greeting=$GREETING\nls -d /proc /sys /run /tmp | wc -w\nreboot -f\n";
+    let init =
+        "#!/bin/sh\necho own init $$ greeting=$GREETING\nls -d /proc /sys /run /tmp | wc -w\nreboot -f\n";
     let layer = layer
         .symlink("bin/wc", "busybox")
         .directory("sbin", 0o755)
@@ -224,7 +249,10 @@ fn an_image_of_another_architecture_needs_an_init_of_its_own() {
     if let Err(missing) = parts::builderd() {
         return lab::skip(missing);
     }
-    let layer = Layer::new().directory("sbin", 0o755).file("sbin/init", "x").mode(0o755);
+    let layer = Layer::new()
+        .directory("sbin", 0o755)
+        .file("sbin/init", "x")
+        .mode(0o755);
     let image = Image::new().platform("linux", "riscv64", "").layer(&layer);
     let built = build(&image, &["--platform", "linux/riscv64", "--init", "custom"]);
     assert_eq!(built.metadata["platform"], "linux/riscv64");
