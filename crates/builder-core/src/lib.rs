@@ -2,7 +2,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 // The worker alone only reads what the other side writes.
-#![cfg_attr(not(feature = "service"), allow(dead_code, unused_crate_dependencies))]
+#![cfg_attr(not(feature = "service"), allow(dead_code, unreachable_pub))]
 
 #[cfg(feature = "service")]
 pub mod artifact;

@@ -32,7 +32,11 @@ pub enum Insistence {
 #[derive(Debug, thiserror::Error)]
 pub enum IsolationError {
     /// A layer does not work here.
-    #[error("this host does not offer {}; `builderd doctor` says what to do", list(.0))]
+    #[error(
+        "this host does not offer {}; `builderd doctor` says what to do, and \
+         UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false or --dev run without it",
+        list(.0)
+    )]
     Missing(Vec<Missing>),
     /// The reference writer needs tools and directories that are in no box.
     #[error("ROOTFS_BACKEND=mke2fs runs programs of the host, which no box has: set ROOTFS_BACKEND=native")]
