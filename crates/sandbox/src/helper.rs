@@ -86,6 +86,11 @@ pub fn main() -> ExitCode {
     {
         failed(errno);
     }
+    // Not before: the files of an undumpable process in /proc are root's, and so the id maps of init would be, to which a
+    // helper without rights has to write. The program does not run before the next line.
+    if let Err(errno) = calls::set_undumpable() {
+        failed(errno);
+    }
     if rustix::io::write(&ours, &[1]).is_err() {
         // It has said itself what is wrong.
         calls::end(NOT_MADE);

@@ -143,7 +143,7 @@ impl BoxPlan {
     pub(crate) fn new(facts: BoxFacts) -> Self {
         let layers = facts.isolation.layers;
         let namespaced = layers.has(Layer::Namespaces);
-        let mut helper = vec![BoxStep::CloseOwnOnExec, BoxStep::Undumpable];
+        let mut helper = vec![BoxStep::CloseOwnOnExec];
         helper.extend((0..facts.n_groups).map(|index| BoxStep::JoinGroup {
             descriptor: FIRST_GROUP + index,
         }));
@@ -334,7 +334,6 @@ mod tests {
             lines(&plan),
             [
                 "helper: close on exec",
-                "helper: undumpable",
                 "helper: join control group 0",
                 "helper: join control group 1",
                 "helper: namespaces",
@@ -380,7 +379,6 @@ mod tests {
             lines(&plan),
             [
                 "helper: close on exec",
-                "helper: undumpable",
                 "helper: namespaces",
                 "init: undumpable",
                 "init: die with parent",
