@@ -230,6 +230,12 @@ fn working_variables_take_effect() {
             "Mke2fs",
         ),
         (
+            "TENANT_ISOLATION_ENABLED",
+            "true",
+            |config| format!("{:?}", config.isolation),
+            "Strict",
+        ),
+        (
             "STORAGE_CACHE_ENABLED",
             "false",
             |config| config.cache_enabled.to_string(),
