@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::certificates;
 use crate::error::FetchError;
 use crate::net::proxy::Proxies;
 use crate::net::resolver::{Resolver, SystemResolver};
@@ -309,6 +310,25 @@ impl ClientConfig {
             .entry(normalise_registry(registry)?)
             .or_default()
             .client_identity = Some(pem.into());
+        Ok(self)
+    }
+
+    /// Takes authorities and client certificates from a directory that is laid out as Docker's `certs.d`:
+    /// `DIRECTORY/HOST[:PORT]/` with authorities in `*.crt`, and at most one client certificate in `NAME.cert` with its key in
+    /// `NAME.key`. The directory is read once, now.
+    ///
+    /// # Errors
+    /// `InvalidInput`, naming the file: what cannot be read, a certificate without its key or the reverse, a directory that is
+    /// not named `HOST[:PORT]` or has nothing of use. PEM that cannot be parsed fails [`Client::new`](crate::Client::new).
+    pub fn with_certificates_directory(mut self, directory: &Path) -> Result<Self, FetchError> {
+        for (registry, certificates) in certificates::read_directory(directory)? {
+            if let Some(pem) = certificates.authorities {
+                self = self.with_certificate_authorities(&registry, pem)?;
+            }
+            if let Some(pem) = certificates.client {
+                self = self.with_client_certificate(&registry, pem)?;
+            }
+        }
         Ok(self)
     }
 

@@ -6,6 +6,7 @@
 mod auth;
 mod blob;
 mod cache;
+mod certificates;
 mod client;
 mod config;
 mod credentials;

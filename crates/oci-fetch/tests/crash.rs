@@ -5,7 +5,6 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use common::*;
 use oci_fetch::{Digest, FetchErrorKind};
@@ -19,7 +18,7 @@ async fn a_killed_process_leaves_a_cache_that_the_next_one_resumes() {
         .unwrap()
         .join("../examples/pull");
     if !program.exists() {
-        println!("skipped: the example has not been built");
+        skip("the example has not been built");
         return;
     }
     let image = TestImage::one_layer(2 << 20);
@@ -33,6 +32,9 @@ async fn a_killed_process_leaves_a_cache_that_the_next_one_resumes() {
     })
     .await;
     let directory = tempfile::tempdir().unwrap();
+    let cache = directory.path().join("layout.cache");
+    let blobs = cache.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
     let mut process = Command::new(program)
         .args([&format!("{}/app:1", server.address), "layout", "linux/amd64"])
         .current_dir(directory.path())
@@ -40,19 +42,13 @@ async fn a_killed_process_leaves_a_cache_that_the_next_one_resumes() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let cache = directory.path().join("layout.cache");
     let part = cache.join(part_name(&server, &image.layers[0]));
     let length = || {
         std::fs::metadata(&part)
             .map(|metadata| metadata.len())
             .unwrap_or(0)
     };
-    for _ in 0..1000 {
-        if length() >= 1_500_000 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    files::until(&blobs, || length() >= 1_500_000).await;
     process.kill().unwrap();
     process.wait().unwrap();
     assert_eq!(length(), 1_500_000);

@@ -53,6 +53,13 @@ async fn a_chunked_body_that_ends_early_goes_on_too() {
     );
 }
 
+/// Where a server that does not get on is what is tested.
+async fn pull_impatiently(server: &Server) -> Result<Vec<Vec<u8>>, oci_fetch::FetchError> {
+    let cache = tempfile::tempdir().unwrap();
+    let client = Client::new(impatient(server.config(cache.path()))).unwrap();
+    pull_with(&client, &server.source("app:1"), &as_tenant("t")).await
+}
+
 #[tokio::test]
 async fn a_stalled_body_is_broken_off_and_goes_on() {
     let image = TestImage::one_layer(LENGTH);
@@ -63,7 +70,7 @@ async fn a_stalled_body_is_broken_off_and_goes_on() {
         }),
     )
     .await;
-    assert_eq!(pull(&server).await.unwrap(), image.layers);
+    assert_eq!(pull_impatiently(&server).await.unwrap(), image.layers);
 }
 
 #[tokio::test]
@@ -76,7 +83,7 @@ async fn a_dripping_body_counts_as_stalled() {
         }),
     )
     .await;
-    assert_eq!(kind(pull(&server).await), FetchErrorKind::Transient);
+    assert_eq!(kind(pull_impatiently(&server).await), FetchErrorKind::Transient);
     assert_eq!(
         server.layer_requests(&image).len(),
         4,
@@ -298,7 +305,7 @@ async fn an_unreachable_registry_is_transient() {
 async fn a_silent_registry_times_out() {
     let image = TestImage::one_layer(10);
     let server = Server::with_image(&image, |_| {
-        Some(Reply::raw("HTTP/1.1 200 OK\r\n").manner(Manner::StallAt(0)))
+        Some(Reply::raw("HTTP/1.1 200 OK\r\n").manner(Manner::RawThenHang))
     })
     .await;
     let cache = tempfile::tempdir().unwrap();

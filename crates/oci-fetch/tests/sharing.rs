@@ -11,18 +11,7 @@ use common::*;
 use oci_fetch::{Client, Digest, FetchErrorKind};
 use tokio::io::AsyncReadExt;
 
-/// Whether the condition comes true within two seconds.
-async fn eventually(mut condition: impl FnMut() -> bool) -> bool {
-    for _ in 0..400 {
-        if condition() {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    false
-}
-
-fn files(cache: &std::path::Path) -> Vec<String> {
+fn names(cache: &std::path::Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(cache.join("blobs/sha256"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -80,6 +69,7 @@ async fn readers_see_bytes_as_they_arrive_and_none_before() {
     reader.read_exact(&mut first).await.unwrap();
     assert_eq!(first, image.layers[0][..100_000]);
     assert_eq!(*blob.downloaded().borrow(), 100_000);
+    server.cut_stalled();
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).await.unwrap();
     assert_eq!(rest, image.layers[0][100_000..]);
@@ -95,6 +85,36 @@ async fn readers_see_bytes_as_they_arrive_and_none_before() {
     );
 }
 
+/// The first answers say that it is too much, so that the number of transfers is halved with layers under way.
+#[tokio::test]
+async fn one_layer_more_than_slots_opened_late_comes_through_while_the_number_of_slots_falls() {
+    for (per_host, layers) in [(2, 3), (6, 7), (16, 17)] {
+        let image = TestImage::new(&(0..layers).map(|seed| noise(100_000, seed)).collect::<Vec<_>>());
+        let digests: Vec<String> = image
+            .layers
+            .iter()
+            .map(|layer| Digest::sha256(layer).to_string())
+            .collect();
+        let server = Server::with_image(&image, move |seen| {
+            let index = digests.iter().position(|digest| seen.path.ends_with(digest))?;
+            (seen.nth == 0 && index % 2 == 0).then(|| Reply::new(503))
+        })
+        .await;
+        let cache = tempfile::tempdir().unwrap();
+        let client = Client::new(server.config(cache.path()).with_connections(per_host, 64)).unwrap();
+        let found = resolve(&client, &server.source("app:1")).await.unwrap();
+        let mut blobs = Vec::new();
+        for index in 0..image.layers.len() {
+            blobs.push(client.open_layer(&found, index).await.unwrap());
+        }
+        // The last one first, the others not before it is whole.
+        for (blob, layer) in blobs.iter().zip(&image.layers).rev() {
+            let (bytes, _) = tokio::time::timeout(LIMIT, read(blob)).await.unwrap().unwrap();
+            assert_eq!(&bytes, layer, "{per_host} slots");
+        }
+    }
+}
+
 #[tokio::test]
 async fn layers_opened_late_do_not_hold_up_the_others() {
     // One slot, five layers, consumers that read the last one first: crane hung here.
@@ -108,10 +128,7 @@ async fn layers_opened_late_do_not_hold_up_the_others() {
         blobs.push(client.open_layer(&found, index).await.unwrap());
     }
     for (blob, layer) in blobs.iter().zip(&image.layers).rev() {
-        let (bytes, _) = tokio::time::timeout(Duration::from_secs(10), read(blob))
-            .await
-            .unwrap()
-            .unwrap();
+        let (bytes, _) = tokio::time::timeout(LIMIT, read(blob)).await.unwrap().unwrap();
         assert_eq!(&bytes, layer);
     }
 }
@@ -145,13 +162,13 @@ async fn a_download_that_nobody_wants_any_more_stops_and_frees_its_slot() {
             .is_err()
     );
     drop(reader);
-    tokio::time::timeout(Duration::from_secs(5), other.verified())
+    tokio::time::timeout(LIMIT, other.verified())
         .await
         .unwrap()
         .unwrap();
     // What had arrived is there for the next one to resume, up to the last aligned byte.
     let part = cache.path().join(part_name(&server, &image.layers[0]));
-    assert!(eventually(|| part.exists()).await);
+    files::until_unlocked(part).await;
     let blob = client.open_layer(&found, 0).await.unwrap();
     assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
     let range = server.layer_requests(&image).last().unwrap().range().unwrap();
@@ -232,6 +249,7 @@ async fn one_partys_failing_rights_do_not_fail_the_other() {
     let mut reader = for_alice.reader();
     reader.read_exact(&mut vec![0; 1000]).await.unwrap();
     let for_bob = client.open_layer(&bob, 0).await.unwrap();
+    server.cut_stalled();
     assert_eq!(read(&for_bob).await.unwrap().0, image.layers[0]);
     let last = server.layer_requests(&image).last().unwrap().clone();
     assert_eq!(last.authorization(), Some("Basic Ym9iOmI="));
@@ -336,9 +354,7 @@ async fn who_asks_first_without_right_does_not_profit_from_who_asks_second_with_
             if seen.path == format!("/v2/thief/blobs/{digest}") {
                 let (came, changed) = &*has_owner;
                 let came = came.lock().unwrap();
-                let (came, _) = changed
-                    .wait_timeout_while(came, Duration::from_secs(20), |came| !*came)
-                    .unwrap();
+                let (came, _) = changed.wait_timeout_while(came, LIMIT, |came| !*came).unwrap();
                 waited_in_vain.fetch_or(!*came, Ordering::SeqCst);
             }
             None
@@ -433,7 +449,8 @@ async fn a_damaged_cached_blob_is_noticed_and_fetched_again() {
         .path()
         .join("blobs/sha256")
         .join(Digest::sha256(&image.layers[0]).hex());
-    assert!(eventually(|| path.exists()).await);
+    files::until_unlocked(cache.path().join(part_name(&server, &image.layers[0]))).await;
+    assert!(path.exists());
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, vec![0; 100_000]).unwrap();
     let client = server.client(cache.path());
@@ -462,7 +479,7 @@ async fn a_part_of_a_killed_process_is_resumed_and_a_rotten_one_is_not_trusted()
         assert_eq!(range.0, expected_start);
         if is_rotten {
             assert_eq!(kind(result), FetchErrorKind::Transient);
-            assert!(files(cache.path()).is_empty());
+            assert!(names(cache.path()).is_empty());
             assert_eq!(
                 pull_with(&client, &server.source("app:1"), &as_tenant("t"))
                     .await
@@ -546,9 +563,8 @@ async fn a_cache_with_a_limit_of_zero_keeps_nothing_after_use() {
             .unwrap(),
         image.layers
     );
-    assert!(
-        eventually(|| files(cache.path()).is_empty()).await,
-        "{:?}",
-        files(cache.path())
-    );
+    files::until(&cache.path().join("blobs/sha256"), || {
+        names(cache.path()).is_empty()
+    })
+    .await;
 }

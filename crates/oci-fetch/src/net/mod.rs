@@ -76,10 +76,14 @@ impl Transport {
             slots,
         };
         for registry in transport.config.tls.keys() {
-            transport.client(ClientKey {
+            let key = ClientKey {
                 reach: Reach::Public,
                 tls: Some(registry.clone()),
                 proxy: None,
+            };
+            transport.client(key).map_err(|error| {
+                let message = format!("TLS material of registry {registry} cannot be used");
+                FetchError::with_source(FetchErrorKind::InvalidInput, message, error)
             })?;
         }
         Ok(transport)
@@ -183,6 +187,12 @@ fn build_client(
     if let Some(pem) = tls.and_then(|tls| tls.certificate_authorities.as_ref()) {
         authorities = reqwest::Certificate::from_pem_bundle(pem)
             .map_err(|error| invalid("certificate authorities are not valid PEM", error))?;
+        // Text without any certificate is no error to the parser.
+        if authorities.is_empty() {
+            return Err(FetchError::invalid(
+                "certificate authorities hold no certificate in PEM",
+            ));
+        }
     }
     let identity = match tls.and_then(|tls| tls.client_identity.as_ref()) {
         Some(pem) => Some(
