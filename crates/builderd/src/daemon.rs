@@ -233,6 +233,16 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
         fetch = fetch
             .with_mirror(MIRRORED_REGISTRY, mirror)
             .map_err(wrong("DOCKER_REGISTRY_MIRROR"))?;
+        if !config.mirror_fallback {
+            fetch = fetch
+                .without_mirror_fallback(MIRRORED_REGISTRY)
+                .map_err(wrong("DOCKER_MIRROR_FALLBACK"))?;
+        }
+    }
+    if let Some(directory) = &config.certificates_directory {
+        fetch = fetch
+            .with_certificates_directory(directory)
+            .map_err(wrong("DOCKER_CERTS_DIR"))?;
     }
     Ok(fetch)
 }

@@ -87,6 +87,8 @@ fn production_keeps_the_documented_defaults() {
     assert_eq!(config.max_image_bytes, 5 << 30);
     assert!(config.registry_credentials);
     assert_eq!(config.registry_mirror, None);
+    assert!(config.mirror_fallback);
+    assert_eq!(config.certificates_directory, None);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "info");
 }
@@ -290,6 +292,12 @@ fn working_variables_take_effect() {
             "http://mirror:5000",
         ),
         (
+            "DOCKER_CERTS_DIR",
+            "/etc/docker/certs.d",
+            |config| format!("{:?}", config.certificates_directory),
+            "Some(\"/etc/docker/certs.d\")",
+        ),
+        (
             "DOCKER_ALLOWED_REGISTRIES",
             "a.io, b.io,",
             |config| config.allowed_registries.join("+"),
@@ -400,6 +408,18 @@ fn working_variables_take_effect() {
         );
     }
 
+    let mirror_only = [
+        ("DOCKER_MIRROR_FALLBACK", "false"),
+        ("DOCKER_REGISTRY_MIRROR", "https://mirror:5000"),
+    ];
+    assert!(!production(&mirror_only).unwrap().mirror_fallback);
+    // Without a mirror there would be nothing to pull from.
+    let refused = refusal(production(&mirror_only[..1]));
+    assert!(
+        refused.starts_with("UNKEY_BUILDERD_DOCKER_MIRROR_FALLBACK="),
+        "{refused}"
+    );
+
     // A variable that works and is missing is not proven to work.
     for setting in SETTINGS
         .iter()
@@ -409,7 +429,8 @@ fn working_variables_take_effect() {
             .iter()
             .map(|case| case.0)
             .chain(variables.map(|variable| variable.0))
-            .chain(tokens.map(|variable| variable.0));
+            .chain(tokens.map(|variable| variable.0))
+            .chain(mirror_only.map(|variable| variable.0));
         assert!(
             seen.into_iter().any(|name| name == setting.name),
             "{} is not in the table",

@@ -224,8 +224,24 @@ fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<C
         .with_loopback(Loopback::Tls)
         .with_proxies(proxies()?)
         .with_user_agent(concat!("builderd/", env!("CARGO_PKG_VERSION")));
+    let wrong = |flag: &'static str| {
+        move |error: oci_fetch::FetchError| Failure::new(Exit::Usage, format!("{flag}: {}", chain(&error)))
+    };
+    if let Some(directory) = &arguments.certs_dir {
+        config = config
+            .with_certificates_directory(directory)
+            .map_err(wrong("--certs-dir"))?;
+    }
     if let ImageSource::Registry(reference) = source {
         let registry = reference.registry();
+        for mirror in &arguments.mirror {
+            config = config.with_mirror(registry, mirror).map_err(wrong("--mirror"))?;
+        }
+        if arguments.no_mirror_fallback {
+            config = config
+                .without_mirror_fallback(registry)
+                .map_err(wrong("--no-mirror-fallback"))?;
+        }
         config = if arguments.plain_http {
             config.with_plain_http(registry).map_err(failed)?
         } else {
@@ -235,6 +251,11 @@ fn client(arguments: &Arguments, source: &ImageSource, cache: &Path) -> Result<C
         return Err(Failure::new(
             Exit::Usage,
             "--plain-http: only an image in a registry is fetched over HTTP",
+        ));
+    } else if !arguments.mirror.is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--mirror: only an image in a registry has mirrors",
         ));
     }
     Client::new(config).map_err(failed)

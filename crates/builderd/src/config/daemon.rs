@@ -61,6 +61,10 @@ pub struct Config {
     /// Asked for the images of `docker.io` before `docker.io` is: `https://host[:port]`, `http://host[:port]`, or
     /// `host[:port]` for https.
     pub registry_mirror: Option<String>,
+    /// Whether `docker.io` is asked when the mirror lacks an image or fails.
+    pub mirror_fallback: bool,
+    /// Authorities and client certificates by registry, laid out as Docker's `certs.d`.
+    pub certificates_directory: Option<PathBuf>,
     /// The longest that the pull of one image may take.
     pub pull_timeout: Duration,
     /// The proxies that registries are reached through.
@@ -122,6 +126,12 @@ impl Config {
         let asset_manager = asset_manager(values, &mut errors);
         let tokens_file = tokens_file(values, &mut errors);
         let registry_proxies = registry_proxies(values, &mut errors);
+        if !values.flag("DOCKER_MIRROR_FALLBACK") && values.text("DOCKER_REGISTRY_MIRROR").is_empty() {
+            errors.push(values.refuse(
+                "DOCKER_MIRROR_FALLBACK",
+                "without a mirror nothing of docker.io could be pulled: set UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR",
+            ));
+        }
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -157,6 +167,9 @@ impl Config {
             max_image_bytes: values.gibibytes("DOCKER_MAX_IMAGE_SIZE_GB"),
             registry_mirror: Some(values.text("DOCKER_REGISTRY_MIRROR").to_owned())
                 .filter(|mirror| !mirror.is_empty()),
+            mirror_fallback: values.flag("DOCKER_MIRROR_FALLBACK"),
+            certificates_directory: Some(values.path("DOCKER_CERTS_DIR"))
+                .filter(|directory| !directory.as_os_str().is_empty()),
             pull_timeout: values.duration("DOCKER_PULL_TIMEOUT"),
             registry_proxies,
             allowed_registries: values.list("DOCKER_ALLOWED_REGISTRIES"),

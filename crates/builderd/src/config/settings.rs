@@ -329,6 +329,18 @@ pub const SETTINGS: &[Setting] = &[
         "Registry to ask before docker.io, as https://host:port",
     ),
     works(
+        "DOCKER_MIRROR_FALLBACK",
+        "true",
+        Form::Bool,
+        "Ask docker.io itself when the mirror lacks an image or fails",
+    ),
+    works(
+        "DOCKER_CERTS_DIR",
+        "",
+        Form::Path,
+        "Authorities and client certificates by registry: DIR/HOST[:PORT]/ with *.crt, *.cert and *.key",
+    ),
+    works(
         "DOCKER_HTTP_PROXY",
         "",
         Form::Text,

@@ -127,6 +127,18 @@ pub(super) struct Arguments {
     #[arg(long)]
     pub(super) plain_http: bool,
 
+    /// Ask this registry before the image's own, as https://HOST:PORT; once for each, in that order
+    #[arg(long, value_name = "URL")]
+    pub(super) mirror: Vec<String>,
+
+    /// Never ask the image's own registry, only the mirrors
+    #[arg(long, requires = "mirror")]
+    pub(super) no_mirror_fallback: bool,
+
+    /// Authorities and client certificates: DIR/HOST[:PORT]/ with *.crt, *.cert and *.key, as Docker's certs.d
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) certs_dir: Option<PathBuf>,
+
     /// User name for the registry [default: what `docker login` has stored, if anything]
     #[arg(long, value_name = "NAME", requires = "password_stdin")]
     username: Option<String>,
