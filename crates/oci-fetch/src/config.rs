@@ -75,7 +75,8 @@ pub enum Loopback {
     Denied,
     /// Allowed, with TLS.
     Tls,
-    /// Allowed, without TLS; for development.
+    /// Allowed, without TLS; for development. A registry with an authority or a client certificate of its own is used with
+    /// TLS all the same.
     PlainHttp,
 }
 

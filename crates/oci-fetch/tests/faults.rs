@@ -1,4 +1,33 @@
 //! Registries that break, lie, stall and overdo it: each ends in the right bytes or in an error of the right kind.
+//!
+//! What registries and whoever sits before them have been seen to do, and the test of each; those without a file are here.
+//!
+//! | fault | test |
+//! |---|---|
+//! | cut at a byte; cut again and again | `a_cut_body_goes_on_where_it_broke`, `a_registry_that_never_gets_through_is_given_up` |
+//! | stall; slow drip; no answer | `a_stalled_body_is_broken_off_and_goes_on`, `a_dripping_body_counts_as_stalled`, `a_silent_registry_times_out` |
+//! | wrong `Content-Range` | `a_wrong_content_range_is_not_believed` |
+//! | 206 → 200 | `a_range_answered_with_the_whole_is_taken_from_where_it_matters`, `a_server_without_ranges_is_read_in_one_piece` |
+//! | 416 | `a_refused_range_is_fetched_from_the_start` |
+//! | 401 and 403 in mid-pull | `auth.rs`: `a_token_that_expires_in_mid_pull_is_replaced`, `a_fresh_token_that_is_refused_…` |
+//! | 429 with seconds, with a date, too long | `rate_limits_are_waited_for_in_both_forms`, `a_long_rate_limit_fails_at_once_and_says_until_when` |
+//! | 5xx | `passing_server_errors_are_retried_and_lasting_ones_reported` |
+//! | redirect chains, loops, to literals in odd forms, without a location | `redirects.rs`: `redirect_loops_chains_and_bad_locations_end` |
+//! | redirect across hosts | `redirects.rs`: `redirects_carry_no_credential_to_another_origin`, `a_challenge_from_behind_a_redirect_is_not_answered` |
+//! | redirect out of TLS | `src/net/mod.rs`: `a_redirect_leads_to_one_place_and_never_out_of_tls` |
+//! | a name that turns to a private address | `redirects.rs`: `a_name_that_turns_to_a_private_address_is_not_connected_to` |
+//! | `Content-Encoding` nobody asked for | `documents.rs`: `a_content_encoding_nobody_asked_for_is_refused` |
+//! | chunks without a length, short, long | `a_chunked_body_that_ends_early_goes_on_too`, `one_byte_too_many_in_chunks_is_noticed` |
+//! | wrong bytes; lying sizes | `wrong_bytes_are_a_digest_mismatch_and_leave_nothing`, `lying_sizes_are_refused_without_reading_on` |
+//! | garbage, two lengths, huge headers | `documents.rs`: `garbage_is_transient_and_huge_headers_are_bounded` |
+//! | wrong `Content-Type` and other lies of a manifest | `documents.rs`: `manifests_that_lie_about_themselves_are_refused` |
+//! | manifest bomb; endless error body | `documents.rs`: `documents_are_bounded`, `an_endless_error_body_is_not_read_on` |
+//! | realm inside or elsewhere; endless token | `auth.rs`: `a_realm_elsewhere_gets_no_secret_and_no_connection_inside`, `token_documents_are_bounded_and_checked` |
+//! | a cold pull-through cache | `real_registry/main.rs`: `a_cold_pull_through_cache_answers_ranges_with_the_whole` |
+//! | a mirror that breaks in mid-layer | `mirrors.rs`: `a_mirror_that_breaks_in_mid_layer_is_replaced_by_the_registry` |
+//! | any of them in any order | `schedule.rs`: `any_fault_schedule_ends_well` |
+//!
+//! `Link` headers are not followed at all: nothing here asks for lists.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;

@@ -182,6 +182,19 @@ async fn a_name_that_turns_to_a_private_address_is_not_connected_to() {
         );
     }
     assert!(server.log().is_empty());
+    // A name that the operator has named may be inside, and turns to where nobody may: the check is on every connection.
+    let resolver = Arc::new(Rebinding {
+        answers: vec!["127.0.0.1", "169.254.169.254"],
+        asked: AtomicUsize::new(0),
+    });
+    let name = format!("rebind.example:{port}");
+    for expected in [None, Some(FetchErrorKind::Policy)] {
+        // A client of its own each time, or the second request would take the first one's connection.
+        let config = quick(oci_fetch::ClientConfig::new(cache.path())).with_resolver(resolver.clone());
+        let client = Client::new(config.with_plain_http(&name).unwrap()).unwrap();
+        let found = resolve(&client, &format!("{name}/app:1").parse().unwrap()).await;
+        assert_eq!(found.err().map(|error| error.kind().clone()), expected);
+    }
     // The same name, named by the operator, is fine; a redirect to another name is not.
     let resolver = Arc::new(Rebinding {
         answers: vec!["127.0.0.1"],

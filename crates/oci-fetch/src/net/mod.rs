@@ -305,3 +305,40 @@ fn send_error(route: &Route, error: reqwest::Error, is_proxied: bool) -> FetchEr
     };
     FetchError::with_source(FetchErrorKind::Transient, message, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_to_one_place_and_never_out_of_tls() {
+        let config = ClientConfig::new("unused").with_plain_http("h.io:5000").unwrap();
+        let route = Route::new("h.io:5000", &config).unwrap();
+        for (from, locations, expected) in [
+            (
+                "https://h.io/v2/a",
+                &["http://h.io/v2/a"][..],
+                Err(FetchErrorKind::Policy),
+            ),
+            (
+                "https://h.io/v2/a",
+                &["HTTP://cdn.io/"],
+                Err(FetchErrorKind::Policy),
+            ),
+            ("https://h.io/v2/a", &["/v2/b"], Ok("https://h.io/v2/b")),
+            ("https://h.io/v2/a", &["//cdn.io/b"], Ok("https://cdn.io/b")),
+            ("http://h.io/v2/a", &["https://cdn.io/b"], Ok("https://cdn.io/b")),
+            ("https://h.io/v2/a", &["/b", "/c"], Err(FetchErrorKind::Protocol)),
+            ("https://h.io/v2/a", &[], Err(FetchErrorKind::Protocol)),
+        ] {
+            let mut response = http::Response::builder().status(307);
+            for location in locations {
+                response = response.header(LOCATION, *location);
+            }
+            let response = reqwest::Response::from(response.body("").unwrap());
+            let target = redirect_target(&route, &Url::parse(from).unwrap(), &response);
+            let target = target.map(String::from).map_err(|error| error.kind().clone());
+            assert_eq!(target, expected.map(str::to_owned), "{from} {locations:?}");
+        }
+    }
+}

@@ -77,7 +77,9 @@ impl Route {
         let malformed = |_| FetchError::invalid("registry name does not make a URL");
         let probe = Url::parse(&format!("https://{host}/")).map_err(malformed)?;
         let is_loopback = config.loopback != Loopback::Denied && is_loopback_name(&probe);
-        let is_plain = is_named_plain || (is_loopback && config.loopback == Loopback::PlainHttp);
+        // Who has been given an authority or a client certificate speaks TLS, on loopback too.
+        let is_plain_loopback = config.loopback == Loopback::PlainHttp && !config.tls.contains_key(registry);
+        let is_plain = is_named_plain || (is_loopback && is_plain_loopback);
         let base = if is_plain {
             Url::parse(&format!("http://{host}/")).map_err(malformed)?
         } else {
@@ -404,6 +406,17 @@ mod tests {
             );
             assert!(!admits(&plain, registry, "http://10.0.0.1/"), "{registry}");
         }
+        let with_authority = plain
+            .clone()
+            .with_certificate_authorities("127.0.0.1:5000", "PEM")
+            .unwrap();
+        let route = Route::new("127.0.0.1:5000", &with_authority).unwrap();
+        assert_eq!(route.base.as_str(), "https://127.0.0.1:5000/");
+        assert!(!admits(
+            &with_authority,
+            "127.0.0.1:5000",
+            "http://127.0.0.1:5000/"
+        ));
         assert!(!admits(&plain, "ghcr.io", "https://127.0.0.1/"));
         assert!(!admits(&plain, "ghcr.io", "http://ghcr.io/"));
         let tls = config().with_loopback(Loopback::Tls);
