@@ -40,6 +40,7 @@ async fn service(directory: &Path) -> Builder {
         max_queued_builds: 1,
         build_timeout: Duration::from_secs(60),
         worker_command: vec!["/bin/false".into()],
+        launcher: None,
         guest_init: Arc::from(&b""[..]),
         guest_architecture: "amd64".to_owned(),
         backend: Backend::Native,
