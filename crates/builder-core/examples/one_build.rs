@@ -40,6 +40,7 @@ async fn build(image: &str, output: &Path) -> Result<()> {
         fetch: oci_fetch::Client::new(oci_fetch::ClientConfig::new(workspace.path().join("cache")))?,
         local_images: true,
         launcher: Arc::new(ProcessLauncher::new("/proc/self/exe", ["worker".into()])),
+        alarms: builder_core::worker::Alarms::default(),
         packs: PackCache::open(workspace.path(), None)?,
         images: None,
         staging_directory,

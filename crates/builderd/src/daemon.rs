@@ -303,17 +303,26 @@ async fn vitals(builder: &Builder, registers: bool) -> Vitals {
             tracing::warn!(check = name, reason, "A health check failed");
             "unhealthy"
         }
+        Check::Alarm(reason) => {
+            tracing::error!(check = name, reason, "A health check raises an alarm");
+            "alarm"
+        }
+        Check::Disabled => "disabled",
     };
     let checks = Checks {
         storage: word("storage", &health.storage),
         database: word("database", &health.database),
+        isolation: word("isolation", &health.isolation),
         registry: "not_checked",
         assetmanager: if registers { "not_checked" } else { "disabled" },
     };
-    let status = match (&health.storage, &health.database) {
-        _ if health.draining => "draining",
-        (Check::Healthy, Check::Healthy) => "healthy",
-        _ => "unhealthy",
+    let needed = [&health.storage, &health.database, &health.isolation];
+    let status = if health.draining {
+        "draining"
+    } else if needed.iter().any(|check| matches!(check, Check::Unhealthy(_))) {
+        "unhealthy"
+    } else {
+        "healthy"
     };
     Vitals { status, checks }
 }

@@ -18,7 +18,7 @@ async fn health_answers_over_http_grpc_and_connect() {
     assert_eq!(report["status"], "healthy");
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert!(report["uptime_seconds"].is_u64());
-    for check in ["storage", "database", "registry", "assetmanager"] {
+    for check in ["storage", "database", "isolation", "registry", "assetmanager"] {
         assert!(report["checks"][check].is_string(), "{check}: {report}");
     }
     let (status, answer) = server

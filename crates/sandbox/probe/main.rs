@@ -67,6 +67,16 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("parent-memory", |_| sys::read_parent()),
     ("ptrace", |_| sys::trace_me()),
     ("keyring", |_| sys::add_key()),
+    ("make-segment", |key| sys::ipc::segment(number(key)?, true)),
+    ("find-segment", |key| sys::ipc::segment(number(key)?, false)),
+    ("remove-segment", |key| sys::ipc::remove_segment(number(key)?)),
+    ("make-queue", |key| sys::ipc::queue(number(key)?, true)),
+    ("find-queue", |key| sys::ipc::queue(number(key)?, false)),
+    ("remove-queue", |key| sys::ipc::remove_queue(number(key)?)),
+    ("make-posix-queue", |key| sys::ipc::posix_queue(key, true)),
+    ("find-posix-queue", |key| sys::ipc::posix_queue(key, false)),
+    ("remove-posix-queue", sys::ipc::remove_posix_queue),
+    ("terminal", |_| sys::push_into_terminal()),
     ("io-uring", |_| sys::io_uring()),
     ("process", |_| sys::fork()),
     ("program", |path| {
@@ -104,6 +114,7 @@ fn main() -> ExitCode {
                 "forks" => sys::fork_bomb(),
                 "daemons" => sys::daemons(),
                 "flood" => while io::stdout().write_all(&[b'x'; 4096]).is_ok() {},
+                "many-descriptors" => println!("{}", sys::descriptor_flood()),
                 "exit" => std::process::exit(value.parse().unwrap_or(1)),
                 "abort" => std::process::abort(),
                 "file" => sys::grow_descriptor(value.parse().unwrap_or(3)),
@@ -112,6 +123,12 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::from(u8::from(failed))
+}
+
+/// `0x…`.
+fn number(text: &str) -> io::Result<i32> {
+    let digits = text.strip_prefix("0x").unwrap_or_default();
+    i32::from_str_radix(digits, 16).map_err(io::Error::other)
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> io::Result<T> {

@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code)]
 
+#[path = "ipc.rs"]
+pub(crate) mod ipc;
+
 use std::{ffi::CString, io, ptr};
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -161,6 +164,26 @@ pub(crate) fn descriptors_beyond_the_standard_ones() -> io::Result<String> {
         return Err(io::Error::other("none"));
     }
     Ok(found.join(" "))
+}
+
+/// Types a letter for whoever reads the controlling terminal, as a program can where `TIOCSTI` is allowed.
+pub(crate) fn push_into_terminal() -> io::Result<String> {
+    let letter = b'x';
+    // SAFETY: descriptor 0 is open or the call fails; it reads one live byte.
+    check(i64::from(unsafe {
+        libc::ioctl(0, libc::TIOCSTI, ptr::from_ref(&letter))
+    }))?;
+    Ok("typed into the terminal".to_owned())
+}
+
+/// Copies descriptor 1 until no more can be had; gives how many there were.
+pub(crate) fn descriptor_flood() -> u64 {
+    let mut count = 0;
+    // SAFETY: copies of an open descriptor, which nobody owns.
+    while count < 1_000_000 && unsafe { libc::dup(1) } >= 0 {
+        count += 1;
+    }
+    count
 }
 
 pub(crate) fn sleep_for_ever() -> ! {

@@ -185,10 +185,23 @@ impl Child {
     ///
     /// [`WaitError::Unkillable`] when a process outlives SIGKILL by ten seconds; [`WaitError::Call`] when a system
     /// call fails, which happens when someone else reaped the child (SIGCHLD ignored in this process, `waitpid(-1)`).
-    pub fn wait(mut self) -> Result<Outcome, WaitError> {
+    pub fn wait(self) -> Result<Outcome, WaitError> {
+        self.wait_until_gone(|_| false)
+    }
+
+    /// As [`wait`](Self::wait), but goes on for as long as `unkillable` says so: it is asked with a
+    /// [`WaitError::Unkillable`] whenever the patience of ten seconds is over once more. Meanwhile everything that the
+    /// child has stays its own: the control group with its limits, its user ids.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_until_gone(
+        mut self,
+        mut unkillable: impl FnMut(&WaitError) -> bool,
+    ) -> Result<Outcome, WaitError> {
         let (reason, sampled_kib) = self.wait_for_leader()?;
-        let reaped = self.kill_and_reap()?;
-        self.wait_until_empty()?;
+        let reaped = insist(&mut unkillable, || self.kill_and_reap())?;
+        insist(&mut unkillable, || self.wait_until_empty())?;
         let mut outcome = Outcome {
             status: reaped.status,
             timed_out: reason == Reason::WallTime,
@@ -292,6 +305,10 @@ impl Child {
             {
                 return Ok((Reason::WallTime, sampled_kib));
             }
+            // What was sent SIGKILL gets the patience of everything that is killed, or nobody would learn that it lives on.
+            if self.shared.killed.load(Ordering::Acquire) {
+                return Ok((Reason::Ended, sampled_kib));
+            }
             if let (Some(limit), Some(group)) = (self.deadlines.idle, &self.shared.group) {
                 let cpu_time = group.usage().cpu_time;
                 if cpu_time > busy.0 {
@@ -332,7 +349,22 @@ impl Drop for Child {
             return;
         }
         if let Err(error) = self.kill_and_reap() {
-            tracing::warn!(process = self.id(), %error, "Failed to reap a dropped child");
+            tracing::error!(process = self.id(), %error, "A dropped child lives on: its control group and its user ids stay taken");
+            // Never given back: another box must not get the user ids of a process that may still do something.
+            std::mem::forget(self.inside.take());
+        }
+    }
+}
+
+/// Tries again what fails by [`WaitError::Unkillable`], for as long as `unkillable` says so.
+fn insist<T>(
+    unkillable: &mut impl FnMut(&WaitError) -> bool,
+    mut attempt: impl FnMut() -> Result<T, WaitError>,
+) -> Result<T, WaitError> {
+    loop {
+        match attempt() {
+            Err(error @ WaitError::Unkillable { .. }) if unkillable(&error) => {}
+            result => return result,
         }
     }
 }

@@ -137,6 +137,15 @@ impl Sandbox {
         self.inner.groups.as_ref()
     }
 
+    /// Tries out a box with `isolation` once more, which takes as long as any box: what worked at the start may have been
+    /// taken away since.
+    ///
+    /// # Errors
+    /// The reason in words, which may name paths of the host.
+    pub fn check(&self, isolation: Isolation) -> Result<(), String> {
+        self.inner.self_test(isolation)
+    }
+
     /// Starts a program in a box, and returns when it has begun. The box has a control group of its own, with `limits`,
     /// below `parent` or else below the sandbox's own. See [`launch`](crate::launch()) for what holds in any case.
     ///
@@ -243,14 +252,22 @@ impl Inner {
                 )
             })?;
         }
-        let mut spec = Spec::new(self.helper.clone());
-        spec.arguments = vec!["self-test".into()];
-        spec.limits.wall_time = Some(SELF_TEST_TIME);
-        let isolation = Isolation {
+        let result = self.self_test(Isolation {
             layers: Layers::NONE.with(layer),
             calls: Calls::Worker,
             own_user: false,
-        };
+        });
+        if layer == Layer::ControlGroups && result.is_err() {
+            self.groups = None;
+        }
+        result
+    }
+
+    /// Launches the helper as the program of a box.
+    fn self_test(&self, isolation: Isolation) -> Result<(), String> {
+        let mut spec = Spec::new(self.helper.clone());
+        spec.arguments = vec!["self-test".into()];
+        spec.limits.wall_time = Some(SELF_TEST_TIME);
         let limits = GroupLimits {
             memory_bytes: Some(64 << 20),
             cpu_millicores: None,
@@ -260,15 +277,11 @@ impl Inner {
             .start(spec, isolation, None, &limits)
             .map_err(|kind| chain(&kind))
             .and_then(|child| child.wait().map_err(|error| chain(&error)));
-        let result = match tried {
+        match tried {
             Ok(outcome) if outcome.status.success() => Ok(()),
             Ok(outcome) => Err(format!("a program in it ended with {}", outcome.status)),
             Err(reason) => Err(reason),
-        };
-        if layer == Layer::ControlGroups && result.is_err() {
-            self.groups = None;
         }
-        result
     }
 }
 

@@ -159,6 +159,7 @@ pub(super) async fn write(
     let name = "the worker that writes the image";
     let mut session = Session::start(
         &work.config.launcher,
+        &work.config.alarms,
         name.to_owned(),
         job,
         descriptors,

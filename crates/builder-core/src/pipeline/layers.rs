@@ -401,6 +401,7 @@ async fn index(
     };
     let mut session = Session::start(
         &work.config.launcher,
+        &work.config.alarms,
         format!("the worker that indexes {name}"),
         job,
         vec![(input, INPUT), (output, OUTPUT)],

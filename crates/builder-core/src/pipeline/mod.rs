@@ -46,7 +46,7 @@ use crate::{
     pack_cache::{Grant, PackCache},
     request::{Backend, BuildRequest, InitStrategy, LayerMode},
     shape::{GuestInit, shape},
-    worker::{Launcher, Usage, WorkerLimits},
+    worker::{Alarms, Launcher, Usage, WorkerLimits},
 };
 
 /// What a build needs from its surroundings. Cheap to clone.
@@ -59,6 +59,8 @@ pub struct PipelineConfig {
     pub local_images: bool,
     /// Starts the workers.
     pub launcher: Arc<dyn Launcher>,
+    /// Counts the workers that cannot be killed.
+    pub alarms: Alarms,
     /// Keeps layer files between builds.
     pub packs: PackCache,
     /// Knows finished images, so that the same one is copied instead of made again; `None` makes every image anew.

@@ -1,12 +1,21 @@
 //! Whether the service can build.
 
-use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::{Inner, usable};
 use crate::store::StoreError;
 
 /// A check that takes longer has failed: a disk that hangs builds nothing.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// For how long the answer of a box that was tried out holds.
+const BOX_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Whether a part that building needs works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +24,10 @@ pub enum Check {
     Healthy,
     /// It does not, with the reason for the operator.
     Unhealthy(String),
+    /// It does, but somebody has to look after it, with the reason for the operator. The service goes on.
+    Alarm(String),
+    /// It is switched off.
+    Disabled,
 }
 
 /// Whether the service can build.
@@ -25,6 +38,8 @@ pub struct Health {
     pub storage: Check,
     /// The database answers and takes writes.
     pub database: Check,
+    /// Boxes can be made, and all workers that were killed have ended.
+    pub isolation: Check,
     /// New builds are refused because the service is shutting down.
     pub draining: bool,
 }
@@ -53,7 +68,8 @@ pub(super) async fn check(inner: &Inner) -> Health {
         let result: Result<((), ()), StoreError> = futures_util::future::try_join(written, read).await;
         result.map(drop).map_err(|error| error.to_string())
     });
-    let (storage, mut database) = futures_util::future::join(storage, database).await;
+    let (storage, mut database, isolation) =
+        futures_util::future::join3(storage, database, isolation(inner)).await;
     let unstored = inner.unstored.load(Ordering::Relaxed);
     if unstored > 0 && database == Check::Healthy {
         // A small change may fit where the end of a build does not.
@@ -62,7 +78,39 @@ pub(super) async fn check(inner: &Inner) -> Health {
     Health {
         storage,
         database,
+        isolation,
         draining: inner.lock_queue().is_draining(),
+    }
+}
+
+/// Whether boxes can still be made. A box costs the price of a worker, so that who asks often gets an answer that is some
+/// seconds old.
+async fn isolation(inner: &Inner) -> Check {
+    let mut last = inner.isolation_check.lock().await;
+    let check = match last.take() {
+        Some((at, check)) if at.elapsed() < BOX_INTERVAL => {
+            *last = Some((at, check.clone()));
+            check
+        }
+        _ => {
+            let launcher = Arc::clone(&inner.pipeline.launcher);
+            let tried = tokio::task::spawn_blocking(move || launcher.check());
+            let check = match tokio::time::timeout(TIME_LIMIT, tried).await {
+                Ok(Ok(None)) => Check::Disabled,
+                Ok(Ok(Some(Ok(())))) => Check::Healthy,
+                Ok(Ok(Some(Err(reason)))) => Check::Unhealthy(reason),
+                Ok(Err(error)) => Check::Unhealthy(error.to_string()),
+                Err(_) => Check::Unhealthy(format!("no box within {} seconds", TIME_LIMIT.as_secs())),
+            };
+            *last = Some((Instant::now(), check.clone()));
+            check
+        }
+    };
+    match (check, inner.pipeline.alarms.count()) {
+        (Check::Healthy | Check::Disabled, count @ 1..) => {
+            Check::Alarm(format!("{count} workers live on after SIGKILL"))
+        }
+        (check, _) => check,
     }
 }
 

@@ -65,7 +65,7 @@ use crate::{
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
     store::{Store, StoreError},
-    worker::{Launcher, ProcessLauncher},
+    worker::{Alarms, Launcher, ProcessLauncher},
 };
 
 /// Builds on a page when the query does not say, and at most.
@@ -180,6 +180,8 @@ struct Inner {
     storage_full: AtomicBool,
     /// Builds whose beginning or end the database does not take.
     unstored: AtomicUsize,
+    /// When a box was tried out last, and what came of it.
+    isolation_check: tokio::sync::Mutex<Option<(tokio::time::Instant, Check)>>,
     live: LiveBuilds,
     queue: Mutex<Queue>,
     /// A slot became free.
@@ -214,6 +216,7 @@ impl Builder {
             make_room: Arc::new(Notify::new()),
             storage_full: AtomicBool::new(false),
             unstored: AtomicUsize::new(0),
+            isolation_check: tokio::sync::Mutex::new(None),
             queue: Mutex::new(Queue::new(config.max_concurrent_builds.max(1))),
             config,
             pipeline,
@@ -443,6 +446,7 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
         fetch,
         local_images: false,
         launcher,
+        alarms: Alarms::default(),
         packs,
         images,
         staging_directory,

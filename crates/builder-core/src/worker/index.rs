@@ -28,12 +28,19 @@ pub(super) fn run<W: Write>(
     let mut layer_file = Counted {
         inner: BufWriter::with_capacity(WRITE_BUFFER_BYTES, output),
         bytes: 0,
+        #[cfg(feature = "planted-hole")]
+        taken_over: false,
     };
     let index = index_layer(input, &mut layer_file, &limits).map_err(|error| explain(&error))?;
     layer_file
         .flush()
         .map_err(|error| Failure::from_io("write the pack", &error))?;
     let pack_bytes = layer_file.bytes;
+    #[cfg(feature = "planted-hole")]
+    {
+        // The index stays readable, so that the parent takes the layer file for a good one.
+        layer_file.taken_over = false;
+    }
 
     events.send(&WorkerEvent::Parsed)?;
     verdict.wait()?;
@@ -68,10 +75,21 @@ fn explain(error: &LayerError) -> Failure {
 struct Counted<W> {
     inner: W,
     bytes: u64,
+    #[cfg(feature = "planted-hole")]
+    taken_over: bool,
 }
 
 impl<W: Write> Write for Counted<W> {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        #[cfg(feature = "planted-hole")]
+        {
+            self.taken_over |= super::hole::fall_in(buffer);
+            if self.taken_over && buffer.len() < 64 {
+                self.inner.write_all(&vec![b'!'; buffer.len()])?;
+                self.bytes += buffer.len() as u64;
+                return Ok(buffer.len());
+            }
+        }
         let written = self.inner.write(buffer)?;
         self.bytes += written as u64;
         Ok(written)

@@ -89,6 +89,11 @@ pub trait Launcher: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether boxes can still be made: makes one. `None` for a launcher without any. May block for some milliseconds.
+    fn check(&self) -> Option<Result<(), String>> {
+        None
+    }
+
     /// Starts a worker. May block for some milliseconds.
     ///
     /// # Errors
@@ -248,6 +253,10 @@ impl Launcher for BoxLauncher {
                 .unwrap_or_default(),
             sandbox_level: level.map_or(0, Level::number),
         })
+    }
+
+    fn check(&self) -> Option<Result<(), String>> {
+        Some(self.sandbox.check(self.layers()))
     }
 
     fn launch(&self, worker: WorkerSpec) -> Result<Child, LaunchError> {

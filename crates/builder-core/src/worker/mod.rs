@@ -16,9 +16,13 @@
 //! A worker knows no path of a cache, no name of a tenant and no credential. Its answers are input like any other: lines
 //! are bounded in length and number, text is cleaned before it reaches a log, and files are checked before use.
 
+#[cfg(feature = "service")]
+mod alarms;
 mod assemble;
 mod child;
 mod descriptors;
+#[cfg(feature = "planted-hole")]
+mod hole;
 mod index;
 #[cfg(feature = "service")]
 mod launch;
@@ -26,6 +30,8 @@ mod protocol;
 #[cfg(feature = "service")]
 mod session;
 
+#[cfg(feature = "service")]
+pub use self::alarms::Alarms;
 pub use self::child::main;
 #[cfg(feature = "service")]
 pub use self::launch::{BoxLauncher, BuildBox, Launcher, ProcessLauncher, WorkerLimits, WorkerSpec};

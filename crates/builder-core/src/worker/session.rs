@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use sandbox::{Killer, Outcome, WaitError};
+use sandbox::{Child, Killer, Outcome, WaitError};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::unix::pipe,
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    alarms::Alarms,
     launch::{Launcher, WorkerLimits, WorkerSpec},
     protocol::{Control, FailureKind, Job, Order, PROTOCOL_VERSION, WorkerEvent},
 };
@@ -103,6 +104,7 @@ impl Session {
     /// Starts a worker and hands it its job. `name` is for messages, as `the worker that indexes layer 3`.
     pub(crate) async fn start(
         launcher: &Arc<dyn Launcher>,
+        alarms: &Alarms,
         name: String,
         job: Job,
         descriptors: Vec<(OwnedFd, i32)>,
@@ -126,7 +128,11 @@ impl Session {
             .map_err(|error| BuildError::internal("start a worker", error))?;
         let process = Process {
             killer: child.killer(),
-            end: tokio::task::spawn_blocking(move || child.wait()),
+            end: {
+                let alarms = alarms.clone();
+                let name = name.clone();
+                tokio::task::spawn_blocking(move || wait(child, &name, &alarms))
+            },
         };
         let mut session = Self {
             name,
@@ -257,6 +263,33 @@ impl Session {
         };
         (usage, result)
     }
+}
+
+/// Waits until nothing of a worker is left, however long that takes: as long as a process lives on after SIGKILL, its
+/// build has not ended, and what is reserved for it stays reserved.
+fn wait(child: Child, name: &str, alarms: &Alarms) -> Result<Outcome, WaitError> {
+    let process = child.id();
+    let mut alarm = None;
+    let end = child.wait_until_gone(|error| {
+        alarm.get_or_insert_with(|| {
+            tracing::error!(
+                process,
+                worker = name,
+                error = error as &dyn std::error::Error,
+                "A worker cannot be killed: its build keeps what is reserved for it until it is gone"
+            );
+            alarms.raise()
+        });
+        true
+    });
+    if alarm.is_some() {
+        tracing::warn!(
+            process,
+            worker = name,
+            "The worker that could not be killed is gone"
+        );
+    }
+    end
 }
 
 async fn keep_tail(mut words: pipe::Receiver, killer: Killer) -> Words {

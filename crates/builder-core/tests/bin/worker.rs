@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         "hang" => loop {
             std::thread::park();
         },
+        "stuck" => write_to_descriptor_60(),
         _ => ExitCode::FAILURE,
     }
 }
@@ -44,6 +45,14 @@ fn main() -> ExitCode {
 fn say(text: &str) -> ExitCode {
     let mut output = std::io::stdout();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// As a worker whose disk does not answer.
+fn write_to_descriptor_60() -> ExitCode {
+    match sandbox::take_descriptor(60).and_then(|mut file| file.write_all(b"x")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

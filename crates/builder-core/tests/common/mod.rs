@@ -103,6 +103,7 @@ impl Site {
             fetch: oci_fetch::Client::new(fetch_config(&workspace)).unwrap(),
             local_images: true,
             launcher,
+            alarms: builder_core::worker::Alarms::default(),
             packs: PackCache::open(&workspace, Some(1 << 30)).unwrap(),
             // So that a second build is one; `reusing` is for tests of the other.
             images: None,

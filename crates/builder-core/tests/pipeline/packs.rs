@@ -2,10 +2,61 @@
 
 use std::{fs, os::unix::fs::FileExt, sync::Arc};
 
-use builder_core::{BuildErrorKind, event::Level};
+use builder_core::{
+    BuildErrorKind,
+    build::BuildIsolation,
+    event::Level,
+    worker::{Launcher, WorkerSpec},
+};
 use test_support::registry::Registry;
 
-use crate::common::{Site, request, sample};
+use crate::common::{Recorded, Site, request, sample};
+
+/// A launcher that says of which level its boxes are.
+#[derive(Debug)]
+struct Claiming {
+    level: u8,
+    launcher: Arc<Recorded>,
+}
+
+impl Launcher for Claiming {
+    fn isolation(&self) -> Option<BuildIsolation> {
+        Some(BuildIsolation {
+            sandbox_level: self.level,
+            ..BuildIsolation::default()
+        })
+    }
+
+    fn launch(&self, spec: WorkerSpec) -> Result<sandbox::Child, sandbox::LaunchError> {
+        self.launcher.launch(spec)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_3_a_tenant_uses_no_pack_of_another_and_at_level_2_it_does() {
+    for (level, indexed_by_bob) in [(2, 0), (3, 3)] {
+        let mut site = Site::new();
+        site.config.launcher = Arc::new(Claiming {
+            level,
+            launcher: Arc::clone(&site.workers),
+        });
+        let registry = Registry::start().unwrap();
+        let of_alice = request(&registry.publish("team/app", "1", &sample().build()));
+        let mut of_bob = of_alice.clone();
+        of_bob.tenant.tenant_id = "bob".parse().unwrap();
+        let first = site.build(&of_alice, "1.ext4").await;
+        assert_eq!(first.indexed_and_cached(), (3, 0), "level {level}");
+        let second = site.build(&of_bob, "2.ext4").await;
+        assert_eq!(
+            second.indexed_and_cached(),
+            (indexed_by_bob, 3 - indexed_by_bob),
+            "level {level}"
+        );
+        let again = site.build(&of_bob, "3.ext4").await;
+        assert_eq!(again.indexed_and_cached(), (0, 3), "level {level}");
+        assert_eq!(first.outcome().checksum, second.outcome().checksum);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_build_indexes_and_pulls_nothing() {

@@ -136,6 +136,7 @@ async fn attempt(arguments: &Arguments, show: &mut Show) -> Result<pipeline::Out
         fetch: client(arguments, &source, &cache)?,
         local_images: true,
         launcher: launcher(arguments.backend(), &cache, show)?,
+        alarms: builder_core::worker::Alarms::default(),
         packs: PackCache::open(&cache, Some(MAX_PACK_CACHE_BYTES)).map_err(unusable)?,
         images: (!arguments.no_reuse)
             .then(|| ImageCache::open(&cache))

@@ -30,6 +30,9 @@ pub struct Checks {
     pub storage: &'static str,
     /// The database takes writes.
     pub database: &'static str,
+    /// Workers are put into boxes: `disabled` where that is switched off, `alarm` while a worker lives on after it was
+    /// killed, which does not take the service out.
+    pub isolation: &'static str,
     /// The registry. Builds name their own, so this is `not_checked`.
     pub registry: &'static str,
     /// assetmanagerd: `disabled`, or `not_checked` since an absent one does not take the service out.

@@ -206,6 +206,7 @@ impl Server {
                     let checks = Checks {
                         storage: "healthy",
                         database: "healthy",
+                        isolation: "healthy",
                         registry: "not_checked",
                         assetmanager: "disabled",
                     };

@@ -56,7 +56,16 @@ pub(super) fn sweep(directory: &Path, name: &str) -> Result<(), GroupError> {
             .and_then(|found| found.strip_prefix(name)?.strip_prefix('-'));
         if identity.is_some_and(is_left_behind) {
             tracing::info!(group = %entry.path().display(), "Removing the control groups of a process that is gone");
-            end(&entry.path())?;
+            // What cannot be killed keeps its group with its limits. To refuse the start for it would help nobody.
+            match end(&entry.path()) {
+                Err(error @ GroupError::Unkillable { .. }) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "Processes of an earlier start live on"
+                    );
+                }
+                result => result?,
+            }
         }
     }
     Ok(())

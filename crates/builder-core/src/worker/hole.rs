@@ -1,0 +1,57 @@
+//! A planted hole in the parser, for the tests of the box: only with the feature `planted-hole`, which no program that is
+//! shipped has.
+//!
+//! A file of a layer that begins with [`MARKER`] takes the worker over. The lines behind the marker are what it then tries,
+//! an attack and its target each; what came of them goes to the build's log. From there on the pack is written with other
+//! contents than the layer has, as a worker that was taken over may do.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::protocol::WorkerEvent;
+
+const MARKER: &[u8] = b"PLANTED HOLE\n";
+
+/// Bytes of attacks that are read at most.
+const MAX_TEXT_BYTES: usize = 4096;
+
+/// Whether these bytes of a layer take the worker over; if so, does what they say.
+pub(super) fn fall_in(bytes: &[u8]) -> bool {
+    let Some(text) = bytes.strip_prefix(MARKER) else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_TEXT_BYTES)]);
+    for line in text.lines().take_while(|line| *line != "END") {
+        let (name, target) = line.split_once(' ').unwrap_or((line, ""));
+        let message = match attack(name, target) {
+            Ok(()) => format!("attack {name}: succeeded"),
+            Err(error) => format!("attack {name}: blocked: {error}"),
+        };
+        let line = serde_json::to_string(&WorkerEvent::Note { message });
+        let _ = writeln!(io::stdout(), "{}", line.unwrap_or_default());
+    }
+    true
+}
+
+fn attack(name: &str, target: &str) -> io::Result<()> {
+    match name {
+        "read" => File::open(target)?
+            .take(16)
+            .read_to_end(&mut Vec::new())
+            .map(drop),
+        "list" => fs::read_dir(target).map(drop),
+        "overwrite" => {
+            let mut file = File::options().append(true).open(target)?;
+            file.write_all(b"spoilt")
+        }
+        "connect" => {
+            let address: SocketAddr = target.parse().map_err(io::Error::other)?;
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        }
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}

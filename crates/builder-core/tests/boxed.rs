@@ -1,0 +1,196 @@
+//! Workers in real boxes: what a build says of its own, and what a worker that was taken over can reach.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+#[path = "common/fixture.rs"]
+mod fixture;
+#[path = "bin/serve/mod.rs"]
+#[allow(dead_code, reason = "its main function is for the process of its own")]
+mod serve;
+
+use std::{fs, net::TcpListener, path::PathBuf, process::Command, sync::Arc};
+
+use builder_core::{
+    build::BuildState,
+    event::Level,
+    service::Check,
+    worker::{BoxLauncher, BuildBox, Launcher, ProcessLauncher},
+};
+use common::{Ended, Site, host_architecture, request, sample};
+use fixture::Service;
+use sandbox::{Layers, Sandbox, SealedProgram, Settings};
+use test_support::{
+    image::{Image, Layer},
+    registry::Registry,
+};
+
+/// The helper and the worker with a hole, linked statically: a box has an empty root.
+fn programs() -> PathBuf {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("static");
+    let status = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--locked", "--quiet", "--package", "builder-core"])
+        .args(["--package", "sandbox", "--no-default-features"])
+        .args(["--features", "builder-core/planted-hole"])
+        .args(["--bin", "builder-core-holed-worker", "--bin", "sandbox-helper"])
+        .args(["--target", &target, "--target-dir"])
+        .arg(&directory)
+        .args(["--config", "profile.dev.debug=false"])
+        .args(["--config", "profile.dev.opt-level=1"])
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .env_remove("CLIPPY_ARGS")
+        .env_remove("CARGO_TARGET_DIR")
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "building the static programs failed with {status}"
+    );
+    directory.join(target).join("debug")
+}
+
+/// A launcher of boxes, and the worker's path; `None` where this host does not offer every layer.
+fn boxes(name: &str, state: &std::path::Path) -> Option<(BoxLauncher, PathBuf)> {
+    if !rustix::process::geteuid().is_root() {
+        test_support::lab::skip("boxes with every layer need root");
+        return None;
+    }
+    let programs = programs();
+    let sandbox = Sandbox::start(&Settings {
+        name,
+        helper: &fs::read(programs.join("sandbox-helper")).unwrap(),
+        lease_directory: Some(state.join("users")),
+    })
+    .unwrap();
+    if sandbox.available() != Layers::ALL {
+        test_support::lab::skip(&format!("this host lacks {:?}", sandbox.missing()));
+        return None;
+    }
+    let worker = programs.join("builder-core-holed-worker");
+    let program = SealedProgram::new("worker", &fs::read(&worker).unwrap()).unwrap();
+    let launcher = BoxLauncher::new(sandbox, program, sandbox::Level::Strict, false);
+    Some((launcher, worker))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_the_level_that_a_build_has_is_seen_in_it() {
+    let state = tempfile::tempdir().unwrap();
+    let Some((launcher, _)) = boxes("core-test-levels", state.path()) else {
+        return;
+    };
+    let launcher = Arc::new(launcher);
+    let service = Service::start_with(|config| config.launcher = Some(launcher)).await;
+    assert_eq!(service.builder.health().await.isolation, Check::Healthy);
+    // A request can only raise the level.
+    for (asked, level) in [(None, 2), (Some(1), 2), (Some(2), 2), (Some(3), 3)] {
+        let mut wanted = request(&service.reference);
+        wanted.limits.sandbox_level = asked;
+        wanted.limits.max_cpu_cores = Some(1);
+        let id = service.builder.create(wanted).await.unwrap().id;
+        let build = service.ended(id).await;
+        assert_eq!(build.state, BuildState::Completed, "{:?}", build.error_message);
+        let isolation = build.metrics.isolation.unwrap();
+        assert_eq!(isolation.sandbox_level, level, "{asked:?}");
+        assert_eq!(isolation.sandbox_id, id.to_string());
+        assert_eq!(isolation.network_namespace, "private");
+        assert_eq!(isolation.filesystem_namespace, "private");
+        for context in ["no_new_privs", "no-capabilities", "seccomp", "landlock"] {
+            assert!(
+                isolation.security_contexts.iter().any(|has| has == context),
+                "{isolation:?}"
+            );
+        }
+        let own_user = isolation.security_contexts.iter().any(|has| has == "own-user");
+        assert_eq!(own_user, level == 3, "{isolation:?}");
+        assert!(!isolation.cgroup_path.is_empty());
+        assert!(build.metrics.cpu_time_ms.is_some());
+    }
+    let mut wanted = request(&service.reference);
+    wanted.limits.sandbox_level = Some(4);
+    let refused = service.builder.create(wanted).await.unwrap_err().to_string();
+    assert!(refused.contains("sandbox_level"), "{refused}");
+}
+
+/// What the hole told of its attacks.
+fn attacks(ended: &Ended) -> Vec<String> {
+    let lines = ended.lines(Level::Info);
+    lines
+        .into_iter()
+        .filter_map(|line| Some(line.split_once("attack ")?.1.to_owned()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_worker_that_was_taken_over_reaches_nothing() {
+    let mut site = Site::new();
+    let Some((launcher, worker)) = boxes("core-test-hole", site.directory.path()) else {
+        return;
+    };
+    let boxed = launcher
+        .for_build(&BuildBox {
+            name: "hole".to_owned(),
+            ..BuildBox::default()
+        })
+        .unwrap()
+        .unwrap();
+    site.config.launcher = Arc::clone(&boxed);
+
+    // A build of somebody else, whose layer files and image are there to be spoilt.
+    let registry = Registry::start().unwrap();
+    let of_alice = request(&registry.publish("alice/app", "1", &sample().build()));
+    let first = site.build(&of_alice, "1.ext4").await;
+    assert_eq!(first.indexed_and_cached(), (3, 0), "{:?}", first.result);
+    let contents =
+        |files: &[PathBuf]| -> Vec<Vec<u8>> { files.iter().map(|file| fs::read(file).unwrap()).collect() };
+    let (entries, image) = (site.pack_entries(), site.output("1.ext4"));
+    let (packs_before, image_before) = (contents(&entries), fs::read(&image).unwrap());
+
+    let secret = site.directory.path().join("secret");
+    fs::write(&secret, "of the host").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hole = format!(
+        "PLANTED HOLE\nread {}\nlist {}\noverwrite {}\noverwrite {}\nconnect {}\nEND\n",
+        secret.display(),
+        site.directory.path().display(),
+        entries[0].display(),
+        image.display(),
+        listener.local_addr().unwrap(),
+    );
+    let hostile = Image::new()
+        .layer(
+            &Layer::new()
+                .file("hole", hole)
+                .file("later", b"as the layer has it"),
+        )
+        .platform("linux", &host_architecture(), "");
+    let mut of_mallory = request(&registry.publish("mallory/app", "1", &hostile.build()));
+    of_mallory.tenant.tenant_id = "mallory".parse().unwrap();
+
+    let ended = site.build(&of_mallory, "2.ext4").await;
+    let told = attacks(&ended);
+    assert_eq!(told.len(), 5, "{:?}", ended.events);
+    assert!(told.iter().all(|line| line.contains(": blocked")), "{told:?}");
+    assert_eq!(contents(&entries), packs_before);
+    assert_eq!(fs::read(&image).unwrap(), image_before);
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody called");
+
+    // What is built of those layers is what it was; the liar's own may be what it likes.
+    let mut of_bob = of_alice.clone();
+    of_bob.tenant.tenant_id = "bob".parse().unwrap();
+    let again = site.build(&of_bob, "3.ext4").await;
+    assert_eq!(again.outcome().checksum, first.outcome().checksum);
+
+    // The control: the same worker outside of a box reaches all of it.
+    let launcher = ProcessLauncher::from_command(&[worker.into_os_string()]).unwrap();
+    let mut control = Site::new();
+    control.config.launcher = Arc::new(launcher);
+    let told = attacks(&control.build(&of_mallory, "4.ext4").await);
+    assert_eq!(told.len(), 5);
+    assert!(told.iter().all(|line| line.ends_with(": succeeded")), "{told:?}");
+    assert!(listener.accept().is_ok());
+    assert_ne!(contents(&entries), packs_before);
+}
