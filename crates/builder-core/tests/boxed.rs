@@ -28,7 +28,7 @@ use test_support::{
 /// The helper and the worker with a hole, linked statically: a box has an empty root.
 fn programs() -> PathBuf {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("static");
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("static-holed");
     let status = Command::new(env!("CARGO"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["build", "--locked", "--quiet", "--package", "builder-core"])
@@ -66,7 +66,7 @@ fn boxes(name: &str, state: &std::path::Path) -> Option<(BoxLauncher, PathBuf)> 
     })
     .unwrap();
     if sandbox.available() != Layers::ALL {
-        test_support::lab::skip(&format!("this host lacks {:?}", sandbox.missing()));
+        test_support::lab::skip(format!("this host lacks {:?}", sandbox.missing()));
         return None;
     }
     let worker = programs.join("builder-core-holed-worker");

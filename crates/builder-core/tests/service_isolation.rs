@@ -121,7 +121,7 @@ async fn privileged_a_worker_that_cannot_be_killed_keeps_its_place_and_raises_an
     let (frozen, file) = match Frozen::new() {
         Ok(made) => made,
         Err(reason) => {
-            test_support::lab::skip(&format!("no file system can be frozen here: {reason}"));
+            test_support::lab::skip(format!("no file system can be frozen here: {reason}"));
             return;
         }
     };

@@ -114,7 +114,10 @@ fn main() -> ExitCode {
                 "forks" => sys::fork_bomb(),
                 "daemons" => sys::daemons(),
                 "flood" => while io::stdout().write_all(&[b'x'; 4096]).is_ok() {},
-                "many-descriptors" => println!("{}", sys::descriptor_flood()),
+                "many-descriptors" => {
+                    let line = format!("{}\n", sys::descriptor_flood());
+                    failed |= io::stdout().write_all(line.as_bytes()).is_err();
+                }
                 "exit" => std::process::exit(value.parse().unwrap_or(1)),
                 "abort" => std::process::abort(),
                 "file" => sys::grow_descriptor(value.parse().unwrap_or(3)),

@@ -351,7 +351,7 @@ impl Drop for Child {
         if let Err(error) = self.kill_and_reap() {
             tracing::error!(process = self.id(), %error, "A dropped child lives on: its control group and its user ids stay taken");
             // Never given back: another box must not get the user ids of a process that may still do something.
-            std::mem::forget(self.inside.take());
+            Box::leak(Box::new(self.inside.take()));
         }
     }
 }

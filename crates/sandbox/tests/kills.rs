@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use common::static_programs;
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox::{Calls, GroupLimits, Groups, Level, Spec};
 
@@ -23,7 +24,7 @@ fn spec(words: &[&str]) -> Spec {
 }
 
 /// The steps of a launch, a run and a tear-down are many; the kill comes at one of so many moments of them.
-const MOMENTS: u32 = 24;
+const MOMENTS: u32 = 16;
 
 /// Not a test of its own: launches one box after the other until it is killed.
 #[test]
@@ -90,6 +91,7 @@ fn privileged_a_kill_at_any_moment_leaves_nothing() {
         let mut launcher = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "launcher_without_an_end", "--ignored", "--nocapture"])
             .env("SANDBOX_TEST_LAUNCHER", "1")
+            .env(static_programs::PLACE, static_programs::directory())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -101,8 +103,12 @@ fn privileged_a_kill_at_any_moment_leaves_nothing() {
             .lines()
             .map_while(Result::ok)
             .find(|line| line.starts_with(wanted))
-            .unwrap();
-        // Which step this meets depends on the machine; over all rounds they are spread over some thirty milliseconds.
+            .unwrap_or_else(|| {
+                let mut words = String::new();
+                let _ = launcher.stderr.take().unwrap().read_to_string(&mut words);
+                panic!("moment {moment}: the launcher ended by itself: {words}")
+            });
+        // Which step this meets depends on the machine; over all rounds they are spread over some twenty milliseconds.
         let until = std::time::Instant::now() + Duration::from_micros(u64::from(moment) * 1300);
         while std::time::Instant::now() < until {
             std::hint::spin_loop();
@@ -245,6 +251,7 @@ fn privileged_a_terminal_takes_no_typing_from_a_box() {
     let output = Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .env("SANDBOX_TEST_LAUNCHER", "1")
+        .env(static_programs::PLACE, static_programs::directory())
         .stdin(Stdio::null())
         .output()
         .unwrap();
