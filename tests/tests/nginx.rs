@@ -30,20 +30,24 @@ const ADDED: [&str; 3] = ["/container.cmd", "/container.env", "/usr/bin/metald-i
 /// Directories whose modification time follows from what is added to them.
 const HOLDS_ADDED: [&str; 2] = ["/", "/usr/bin"];
 
-/// Has the guest say what its kernel makes of capabilities, owners, special bits and hard links, and of its root.
+/// Has the guest say what its kernel makes of capabilities (which alone let another user than root ping), attributes, owners, special bits and hard links, and of its root.
 const LOOK_AT_SERVER: &str = "/usr/sbin/getcap /bin/ping; \
     stat -c %n,%u:%g,%a,%h /srv/special/owner /srv/special/setuid /srv/special/setgid /srv/links/lower; \
     test /srv/links/lower -ef /usr/share/doc/site/one && echo linked to a lower layer; \
+    ping -c 1 -q 127.0.0.1 >/dev/null && echo pinged as user $(id -u); \
+    echo comment=$(getfattr --only-values --absolute-names -n user.comment /srv/special/attributes); \
     grep ' / ext4 ' /proc/mounts";
 
 /// What the recipe of the image `nginx` says.
-const SEEN_IN_SERVER: [&str; 6] = [
+const SEEN_IN_SERVER: [&str; 8] = [
     "/bin/ping cap_net_raw=ep",
     "/srv/special/owner,12345:54321,644,1",
     "/srv/special/setuid,0:0,4755,1",
     "/srv/special/setgid,0:0,2755,1",
     "/srv/links/lower,0:0,644,2",
     "linked to a lower layer",
+    "pinged as user 33",
+    "comment=kept",
 ];
 
 /// The same with what a distribution has by itself.

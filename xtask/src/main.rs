@@ -30,7 +30,7 @@ Usage: cargo xtask VERB
   test [--quick]  Everything that CI runs: formatting, clippy, documentation, each crate alone, end to end. As root on
                   Debian it installs what is missing, otherwise it prints the line to run. --quick leaves out what
                   needs more than Rust and a C compiler.
-  lab             Makes what the end-to-end tests use (a kernel, the images tiny, debian and nginx, the clients for
+  lab             Makes what the end-to-end tests use (a kernel, the images tiny, debian, nginx, systemd, clients for
                   Python and Node.js), once, below the target directory.
   bench [...]     Measures builds, beside the floor and beside other tools, and writes docs/benchmarks.md. As root on
                   Debian; `cargo xtask bench --help` has the options.

@@ -181,6 +181,9 @@ pub struct ImageMetadata {
     pub verity_salt: String,
     /// Where the superblock of the hash tree begins, in bytes: the size of the file system. 0 when there is none.
     pub verity_hash_offset: u64,
+    /// The same kernel arguments for a kernel that has device mapper and dm-verity built in: it checks each block that
+    /// it reads. Empty when the image has no hash tree, or when the line would be longer than a kernel takes.
+    pub verity_kernel_args: String,
 }
 
 /// What a build took. A figure that is not known is `None`.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use oci_fetch::{Image, ImageConfig};
+use rootfs::verity;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -18,6 +19,7 @@ use crate::{
     error::{BuildError, BuildErrorKind},
     optimize::Settings,
     request::{BuildRequest, InitStrategy, LayerMode, Profile, RootfsTarget, RuntimeOverrides},
+    worker::HashTree,
 };
 
 use custom::Candidate;
@@ -37,6 +39,12 @@ const MAX_GUEST_FILE_BYTES: usize = 1 << 20;
 
 /// What a command finds when the image sets no PATH. Docker's own default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the guest's kernel calls its only disk.
+const DISK: &str = "/dev/vda";
+
+/// `COMMAND_LINE_SIZE` of the kernel for x86-64 and aarch64, with the zero at the end.
+const LONGEST_COMMAND_LINE: usize = 2048;
 
 /// What starts when neither the image nor the request says.
 const DEFAULT_COMMAND: &str = "/bin/sh";
@@ -92,6 +100,22 @@ impl Shape {
         let (line, left_out) = custom::command_line_of(base, init, &self.metadata.env, &self.overrides)?;
         self.metadata.kernel_args = line;
         Ok(left_out)
+    }
+
+    /// Takes over the hash tree that the image got; the kernel's arguments are complete by then.
+    pub(crate) fn made_tree(&mut self, tree: &HashTree) {
+        let metadata = &mut self.metadata;
+        metadata.verity_root_hash = hex::encode(tree.root_hash);
+        metadata.verity_salt = hex::encode(verity::SALT);
+        metadata.verity_hash_offset = tree.hash_offset;
+        let table = verity::table(DISK, tree.hash_offset, &tree.root_hash, &verity::SALT);
+        let line =
+            metadata
+                .kernel_args
+                .replacen(&format!("root={DISK} ro"), &verity::kernel_argument(&table), 1);
+        if line.len() < LONGEST_COMMAND_LINE {
+            metadata.verity_kernel_args = line;
+        }
     }
 }
 
@@ -300,7 +324,7 @@ fn kernel_arguments(target: &RootfsTarget) -> String {
         Profile::ReadWrite => "rw",
         Profile::ReadOnly => "ro",
     };
-    let base = format!("console=ttyS0 reboot=k panic=-1 root=/dev/vda {access}");
+    let base = format!("console=ttyS0 reboot=k panic=-1 root={DISK} {access}");
     match target.init {
         InitStrategy::Tini | InitStrategy::Direct => format!("{base} init={INIT_PATH}"),
         InitStrategy::Custom | InitStrategy::Raw => base,

@@ -103,25 +103,35 @@ impl Verity {
     /// --readonly --table` takes it. `device` is the path or `MAJOR:MINOR` of the disk in the guest, such as `/dev/vda`.
     #[must_use]
     pub fn table(&self, device: &str) -> String {
-        format!(
-            "0 {sectors} verity 1 {device} {device} {BLOCK_SIZE} {BLOCK_SIZE} {blocks} {start} sha256 {root} {salt}",
-            sectors = self.data_blocks * (BLOCK_SIZE / 512),
-            blocks = self.data_blocks,
-            start = self.hash_start_block(),
-            root = hex::encode(self.root_hash),
-            salt = hex::encode(self.salt),
-        )
+        table(device, self.hash_offset, &self.root_hash, &self.salt)
     }
 
     /// What to append to the kernel's command line so that the image is the root file system and every block is checked
     /// as it is read. It replaces other `root=` arguments. See [`Verity::table`] for `device`.
     #[must_use]
     pub fn kernel_argument(&self, device: &str) -> String {
-        format!(
-            "dm-mod.create=\"rootfs,,,ro,{}\" root=/dev/dm-0 ro",
-            self.table(device)
-        )
+        kernel_argument(&self.table(device))
     }
+}
+
+/// [`Verity::table`] for whoever has only what the metadata of an image say: a file system of `file_system_bytes`, a
+/// multiple of 4,096, with its hash tree behind it.
+#[must_use]
+pub fn table(device: &str, file_system_bytes: u64, root_hash: &Hash, salt: &Hash) -> String {
+    let blocks = file_system_bytes / BLOCK_SIZE;
+    format!(
+        "0 {sectors} verity 1 {device} {device} {BLOCK_SIZE} {BLOCK_SIZE} {blocks} {start} sha256 {root} {salt}",
+        sectors = blocks * (BLOCK_SIZE / 512),
+        start = blocks + 1,
+        root = hex::encode(root_hash),
+        salt = hex::encode(salt),
+    )
+}
+
+/// [`Verity::kernel_argument`] for a [`table`].
+#[must_use]
+pub fn kernel_argument(table: &str) -> String {
+    format!("dm-mod.create=\"rootfs,,,ro,{table}\" root=/dev/dm-0 ro")
 }
 
 /// Bytes that a hash area adds to a file system of that size, superblock included.

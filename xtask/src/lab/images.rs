@@ -1,4 +1,4 @@
-//! The real images: `tiny`, `debian` and `nginx`, and `big` for the bench, each an OCI layout below `lab/images`.
+//! The real images: `tiny`, `debian`, `nginx` and `systemd`, and `big` for the bench, each an OCI layout below `lab/images`.
 
 use std::{fs, path::Path, process::Command};
 
@@ -8,9 +8,9 @@ use crate::context::{Context, Result, at, run};
 /// Debian's release that the images are made of.
 const RELEASE: &str = "bookworm";
 
-/// The three images of the end-to-end tests.
+/// The images of the end-to-end tests.
 pub(crate) fn images(context: &Context) -> Result<()> {
-    for name in ["debian", "nginx"] {
+    for name in ["debian", "nginx", "systemd"] {
         image(context, name)?;
     }
     let recipe = context.root.join("xtask/images/tiny");

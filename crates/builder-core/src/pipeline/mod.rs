@@ -337,9 +337,7 @@ async fn build(
         }
     }
     if let Some(tree) = &written.verity {
-        shaped.metadata.verity_root_hash = hex::encode(tree.root_hash);
-        shaped.metadata.verity_salt = hex::encode(rootfs::verity::SALT);
-        shaped.metadata.verity_hash_offset = tree.hash_offset;
+        shaped.made_tree(tree);
         events
             .send(Event::Metadata(Box::new(shaped.metadata.clone())))
             .await;

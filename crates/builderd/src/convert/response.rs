@@ -210,6 +210,7 @@ fn image_metadata(metadata: ImageMetadata) -> proto::ImageMetadata {
         verity_root_hash: metadata.verity_root_hash,
         verity_salt: metadata.verity_salt,
         verity_hash_offset: signed(Some(metadata.verity_hash_offset)),
+        verity_kernel_args: metadata.verity_kernel_args,
     }
 }
 

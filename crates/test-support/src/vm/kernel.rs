@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::BootOptions;
 use crate::lab::{self, Missing};
 
 /// Modules by path below `kernel/`, in the order in which they can be loaded. One that a kernel has built in is left
@@ -19,11 +20,28 @@ const MODULES: [&str; 7] = [
     "drivers/block/virtio_blk.ko",
 ];
 
-/// A kernel image and the modules to load, in order.
+/// The same for a network card.
+const NETWORK_MODULES: [&str; 3] = [
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+];
+
+/// The same for dm-verity.
+const VERITY_MODULES: [&str; 6] = [
+    "crypto/sha256_generic.ko",
+    "lib/reed_solomon/reed_solomon.ko",
+    "drivers/dax/dax.ko",
+    "drivers/md/dm-mod.ko",
+    "drivers/md/dm-bufio.ko",
+    "drivers/md/dm-verity.ko",
+];
+
+/// A kernel image and where its modules are.
 #[derive(Clone, Debug)]
 pub(super) struct Kernel {
     pub(super) image: PathBuf,
-    pub(super) modules: Vec<PathBuf>,
+    drivers: PathBuf,
 }
 
 impl Kernel {
@@ -45,14 +63,20 @@ impl Kernel {
         images.into_iter().rev().find_map(|image| {
             let version = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
             let drivers = root.join("lib/modules").join(version).join("kernel");
-            let modules: Vec<PathBuf> = MODULES
-                .iter()
-                .map(|module| drivers.join(module))
-                .filter(|module| module.is_file())
-                .collect();
             // Compressed modules (.ko.xz) are more than a busybox can load.
-            let has_disk = modules.iter().any(|module| module.ends_with("virtio_blk.ko"));
-            (has_disk && fs::File::open(&image).is_ok()).then_some(Self { image, modules })
+            let has_disk = drivers.join("drivers/block/virtio_blk.ko").is_file();
+            (has_disk && fs::File::open(&image).is_ok()).then_some(Self { image, drivers })
         })
+    }
+
+    /// The modules that a machine needs, in the order in which they can be loaded.
+    pub(super) fn modules(&self, options: &BootOptions) -> Vec<PathBuf> {
+        let network = options.forward_to.iter().flat_map(|_| NETWORK_MODULES);
+        let verity = options.verity_table.iter().flat_map(|_| VERITY_MODULES);
+        let names = MODULES.into_iter().chain(network).chain(verity);
+        names
+            .map(|module| self.drivers.join(module))
+            .filter(|module| module.is_file())
+            .collect()
     }
 }

@@ -66,9 +66,21 @@ pub struct BootOptions {
     pub read_only: bool,
     /// What the guest writes goes into the image; otherwise it is thrown away at the end.
     pub keep_writes: bool,
+    /// A network card on a network of QEMU's own, from which nothing outside is reached. A port of this host's loopback
+    /// leads to this TCP port of the guest, which has to be [`GUEST_ADDRESS`]; see [`RunningVm::forwarded_port`].
+    pub forward_to: Option<u16>,
+    /// The table of a device that the initial file system sets up and mounts instead of the disk
+    /// (`Documentation/admin-guide/device-mapper/verity.rst`); the disk is `/dev/vda`.
+    pub verity_table: Option<String>,
     /// The machine is killed when it takes longer.
     pub limit: Duration,
 }
+
+/// The address that QEMU's network expects of its only guest.
+pub const GUEST_ADDRESS: &str = "10.0.2.15";
+
+/// What to tell the guest's kernel of that network.
+pub const GUEST_NETWORK: &str = "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off:10.0.2.3";
 
 impl Default for BootOptions {
     fn default() -> Self {
@@ -79,6 +91,8 @@ impl Default for BootOptions {
             memory_mib: 512,
             read_only: false,
             keep_writes: false,
+            forward_to: None,
+            verity_table: None,
             limit: Duration::from_secs(120),
         }
     }
@@ -132,7 +146,7 @@ impl VmRig {
     pub fn start(&self, image: &Path, options: &BootOptions) -> io::Result<RunningVm> {
         let directory = tempfile::Builder::new().prefix("vm-").tempdir()?;
         let initrd = directory.path().join("initrd.gz");
-        std::fs::write(&initrd, initrd::pack(&self.busybox, &self.kernel)?)?;
+        std::fs::write(&initrd, initrd::pack(&self.busybox, &self.kernel, options)?)?;
         RunningVm::start(self, image, &initrd, options, directory)
     }
 }

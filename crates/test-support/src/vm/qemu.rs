@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{BootLog, BootOptions, VmRig, Vmm};
+use super::{BootLog, BootOptions, GUEST_ADDRESS, VmRig, Vmm};
 
 /// A machine that runs. Dropping it kills it.
 pub struct RunningVm {
@@ -126,9 +126,27 @@ impl RunningVm {
     /// # Errors
     /// When the machine has ended, or has no keyboard.
     pub fn send_ctrl_alt_delete(&self) -> io::Result<()> {
+        self.ask_monitor("sendkey ctrl-alt-delete").map(drop)
+    }
+
+    /// The port of this host's loopback that leads into the guest.
+    ///
+    /// # Errors
+    /// When the machine has ended, or has no network.
+    pub fn forwarded_port(&self) -> io::Result<u16> {
+        // QEMU was told to take any port that is free, and tells here which that was:
+        // `TCP[HOST_FORWARD]  12  127.0.0.1 35631  10.0.2.15  8080  0  0`.
+        let answer = self.ask_monitor("info usernet")?;
+        let line = answer.lines().find(|line| line.contains("[HOST_FORWARD]"));
+        line.and_then(|line| line.split_whitespace().nth(3)?.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("no port is forwarded: {answer}")))
+    }
+
+    /// Has QEMU carry out a command; what it shows in answer.
+    fn ask_monitor(&self, command: &str) -> io::Result<String> {
         let mut monitor = UnixStream::connect(&self.monitor)?;
-        monitor.write_all(b"sendkey ctrl-alt-delete\n")?;
-        // The answer (a prompt) shows that the command was read; a closed connection could lose it.
+        monitor.write_all(format!("{command}\n").as_bytes())?;
+        // The next prompt shows that the command was carried out; a closed connection could lose it.
         monitor.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut answer: Vec<u8> = Vec::new();
         let mut buffer = [0; 512];
@@ -138,7 +156,7 @@ impl RunningVm {
                 length => answer.extend(&buffer[..length]),
             }
         }
-        Ok(())
+        Ok(text(&answer))
     }
 
     /// Waits for the end of the machine and kills it when its time is up.
@@ -197,14 +215,21 @@ fn command(
             "QEMU takes no image path with a comma or beyond UTF-8",
         )
     })?;
-    let (machine, devices, for_machine): (_, &[&str], _) = match rig.vmm {
-        Vmm::QemuQ35 => ("q35", &["virtio-blk-pci,drive=d0"], ""),
+    let (machine, devices, network, for_machine): (_, &[&str], _, _) = match rig.vmm {
+        // Without an option ROM, which only a start over the network would need.
+        Vmm::QemuQ35 => (
+            "q35",
+            &["virtio-blk-pci,drive=d0"],
+            "virtio-net-pci,romfile=,netdev=n0",
+            "",
+        ),
         // Without the words on the kernel's command line half of the boots hang while the kernel measures its clock;
         // without the keyboard controller, which Firecracker has too, `reboot=k` has nothing to talk to, and some
         // machines hang where they should end.
         Vmm::QemuMicrovm => (
             "microvm,rtc=on",
             &["virtio-blk-device,drive=d0", "i8042"],
+            "virtio-net-device,netdev=n0",
             " tsc_early_khz=1000000 no_timer_check",
         ),
     };
@@ -249,5 +274,13 @@ fn command(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(port) = options.forward_to {
+        command
+            .arg("-netdev")
+            .arg(format!(
+                "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-{GUEST_ADDRESS}:{port}"
+            ))
+            .args(["-device", network]);
+    }
     Ok(command)
 }

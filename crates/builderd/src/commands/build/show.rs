@@ -151,6 +151,12 @@ impl Show {
                         outcome.metadata.verity_salt,
                         outcome.metadata.verity_hash_offset
                     ));
+                    if !outcome.metadata.verity_kernel_args.is_empty() {
+                        self.line(&format!(
+                            "kernel arguments with dm-verity: {}",
+                            outcome.metadata.verity_kernel_args
+                        ));
+                    }
                 }
                 let path = outcome.image_path.display().to_string();
                 self.print(&path);
