@@ -27,8 +27,11 @@ use test_support::{
 /// What builderd adds to an image that is to boot.
 const ADDED: [&str; 3] = ["/container.cmd", "/container.env", "/usr/bin/metald-init"];
 
+/// What it adds besides to one that is never written to, unless it is there already.
+const MOUNT_POINTS: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
 /// Directories whose modification time follows from what is added to them.
-const HOLDS_ADDED: [&str; 2] = ["/", "/usr/bin"];
+const HOLDS_ADDED: [&str; 3] = ["/", "/etc", "/usr/bin"];
 
 /// Has the guest say what its kernel makes of capabilities (which alone let another user than root ping), attributes, owners, special bits and hard links, and of its root.
 const LOOK_AT_SERVER: &str = "/usr/sbin/getcap /bin/ping; \
@@ -224,7 +227,10 @@ fn is_explained(difference: &Difference) -> bool {
     let path = String::from_utf8_lossy(&difference.path);
     match &difference.field {
         // The left side is ours.
-        None => difference.right.is_none() && (ADDED.contains(&&*path) || path == "/lost+found"),
+        None => {
+            let mut added = ADDED.iter().chain(&MOUNT_POINTS).chain(&["/lost+found"]);
+            difference.right.is_none() && added.any(|added| *added == path)
+        }
         Some(Field::ModificationTime) => HOLDS_ADDED.contains(&&*path),
         Some(_) => false,
     }

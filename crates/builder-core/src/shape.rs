@@ -58,6 +58,9 @@ const DIRECTORIES: [(&str, u16); 5] = [
     ("/tmp", 0o1777),
 ];
 
+/// Files that the guest's init writes when they are empty; Docker's containers have them as well.
+const MOUNT_POINTS: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
 /// The init that [`InitStrategy::Tini`] and [`InitStrategy::Direct`] add.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuestInit<'a> {
@@ -70,6 +73,10 @@ pub(crate) struct GuestInit<'a> {
 pub(crate) struct Shape {
     /// Made unless they are there, with these modes, before the files.
     pub(crate) directories: &'static [(&'static str, u16)],
+    /// The command's, when the guest could not make it because its root is read-only.
+    pub(crate) working_directory: Option<String>,
+    /// Empty files that the init of a read-only root mounts its own over.
+    pub(crate) mount_points: &'static [&'static str],
     pub(crate) files: Vec<AddedFile>,
     /// What is left out or made smaller before that.
     pub(crate) optimization: Settings,
@@ -229,11 +236,17 @@ pub(crate) fn shape(image: &Image, request: &BuildRequest, init: GuestInit<'_>) 
             ));
         }
     }
+    let is_read_only_and_ours = request.target.profile == Profile::ReadOnly
+        && matches!(strategy, InitStrategy::Tini | InitStrategy::Direct);
     Ok(Shape {
         directories: match strategy {
             InitStrategy::Raw => &[],
             _ => &DIRECTORIES,
         },
+        working_directory: is_read_only_and_ours
+            .then(|| normalized(&metadata.working_dir))
+            .filter(|directory| directory != "/"),
+        mount_points: if is_read_only_and_ours { &MOUNT_POINTS } else { &[] },
         files,
         optimization: Settings::of(request),
         metadata,

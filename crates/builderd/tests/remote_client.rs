@@ -118,6 +118,13 @@ async fn a_build_is_created_followed_shown_and_listed() {
             "nightly",
             "--label",
             "a=b",
+            "--init",
+            "direct",
+            "--remove-docs",
+            "--exclude",
+            "/absent",
+            "--preserve",
+            "/bin",
             &bench.reference,
         ])
         .await;
@@ -126,6 +133,10 @@ async fn a_build_is_created_followed_shown_and_listed() {
     assert!(record.contains("state    "), "{record}");
     assert!(
         record.contains("COMPLETED") && record.contains("nightly"),
+        "{record}"
+    );
+    assert!(
+        record.contains("0 bytes of 0 files by exclude_patterns, 0 bytes of 0 files by remove_docs"),
         "{record}"
     );
     // The log went along on standard error.
@@ -147,6 +158,11 @@ async fn a_build_is_created_followed_shown_and_listed() {
 
     let build = bench.json(&["get-build", &id, "--json"]).await;
     assert_eq!(build["build"]["config"]["labels"]["a"], "b");
+    let rootfs = &build["build"]["config"]["target"]["microvmRootfs"];
+    assert_eq!(rootfs["initStrategy"], "INIT_STRATEGY_DIRECT");
+    assert_eq!(rootfs["optimization"]["removeDocs"], true);
+    assert_eq!(rootfs["optimization"]["excludePatterns"][0], "/absent");
+    assert!(rootfs.to_string().contains(r#"["/bin"]"#), "{rootfs}");
     let image = build["build"]["rootfsPath"].as_str().unwrap();
     assert!(Path::new(image).is_file());
 

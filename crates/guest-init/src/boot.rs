@@ -16,8 +16,8 @@ use std::{
 };
 
 use crate::{
-    cmdline::KernelArguments,
-    console::{say, say_on_fresh_line},
+    cmdline::{KernelArguments, LogLevel},
+    console::{be_quiet, say, say_on_fresh_line},
     container::{self, Container},
     files, mounts, names,
     program::{self, Lookup},
@@ -79,7 +79,8 @@ Kernel arguments:
   hostname=NAME           name the machine
   ip=ADDRESS::GATEWAY:NETMASK:NAME:INTERFACE:off:DNS
                           set up an interface, if the kernel has not
-  guest-init.log=verbose  one line on the console for each step
+  guest-init.log=LEVEL    quiet: only how the command ended; default: what fails besides;
+                          verbose: one line for each step
   -- COMMAND ARGS...      run this instead of /container.cmd
 
 Options, when it is not process 1:
@@ -118,10 +119,13 @@ fn live() -> Result<ExitStatus, Failure> {
     let console = sys::open_console(missing);
     let kernel = kernel_arguments();
     let report = |step: &dyn fmt::Display| {
-        if kernel.verbose {
+        if kernel.log == LogLevel::Verbose {
             say(step);
         }
     };
+    if kernel.log == LogLevel::Quiet {
+        be_quiet();
+    }
     steps.iter().for_each(|step| report(step));
     if let Err(error) = console {
         report(&format_args!("no console: {error}"));

@@ -19,12 +19,34 @@ pub struct KernelArguments {
     pub working_directory: Option<PathBuf>,
     /// `hostname=NAME`.
     pub hostname: Option<OsString>,
-    /// `guest-init.log=verbose`: one line on the console for each step.
-    pub verbose: bool,
+    /// `guest-init.log=LEVEL`; another word than those of [`LogLevel`] is the default.
+    pub log: LogLevel,
     /// `ip=…`, as it stands there; see [`crate::network`].
     pub network: Option<OsString>,
     /// Everything after the first `--`; `None` without one, or with nothing after it.
     pub command: Option<Vec<OsString>>,
+}
+
+/// How much is said on the console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// `quiet`: how the command has ended, or why it could not be run.
+    Quiet,
+    /// `default`: what fails besides.
+    #[default]
+    Default,
+    /// `verbose`: one line for each step.
+    Verbose,
+}
+
+impl LogLevel {
+    fn parse(value: Option<&[u8]>) -> Self {
+        match value {
+            Some(b"quiet") => Self::Quiet,
+            Some(b"verbose") => Self::Verbose,
+            _ => Self::Default,
+        }
+    }
 }
 
 /// A word: a name and, after the first `=` that is not at its beginning, a value.
@@ -54,7 +76,7 @@ impl KernelArguments {
                 (b"ip", Some(value)) if !value.is_empty() => {
                     result.network = Some(OsStr::from_bytes(value).to_owned());
                 }
-                (b"guest-init.log", value) => result.verbose = value == Some(b"verbose"),
+                (b"guest-init.log", value) => result.log = LogLevel::parse(value),
                 (name, Some(value)) => {
                     if let Some(name) = name.strip_prefix(b"env.").filter(|name| !name.is_empty()) {
                         let value = OsStr::from_bytes(value).to_owned();
@@ -185,7 +207,7 @@ mod tests {
             environment: vec![(os("A"), os("1")), (os("B"), os("two words")), (os("A"), os("2"))],
             working_directory: Some("/srv".into()),
             hostname: Some(os("box")),
-            verbose: true,
+            log: LogLevel::Verbose,
             network: None,
             command: Some(
                 ["/bin/sh", "-c", "echo a=b; exit 3", "x=y z", "--"]
@@ -194,6 +216,20 @@ mod tests {
             ),
         };
         assert_eq!(KernelArguments::parse(line), expected);
+    }
+
+    #[test]
+    fn the_level_is_one_of_three_words() {
+        for (line, expected) in [
+            ("", LogLevel::Default),
+            ("guest-init.log=quiet", LogLevel::Quiet),
+            ("guest-init.log=default", LogLevel::Default),
+            ("guest-init.log=verbose", LogLevel::Verbose),
+            ("guest-init.log=other guest-init.log", LogLevel::Default),
+            ("guest-init.log=verbose guest-init.log=quiet", LogLevel::Quiet),
+        ] {
+            assert_eq!(KernelArguments::parse(line.as_bytes()).log, expected, "{line}");
+        }
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub mod cmdline;
 mod console;
 pub mod container;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod mounts;
 mod names;
 pub mod network;

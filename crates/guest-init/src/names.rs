@@ -25,6 +25,9 @@ const HOSTNAME_FILE: &str = "/etc/hostname";
 const HOSTS_FILE: &str = "/etc/hosts";
 const RESOLVER_FILE: &str = "/etc/resolv.conf";
 
+/// Where files are that cannot be written where they belong.
+const RUN_DIRECTORY: &str = "/run/guest-init";
+
 /// What the kernel has learnt about its network (`net/ipv4/ipconfig.c`), in the form of `/etc/resolv.conf`.
 const KERNEL_RESOLVER_FILE: &str = "/proc/net/pnp";
 
@@ -159,9 +162,23 @@ fn provide(path: &str, text: &[u8], report: &dyn Fn(&dyn fmt::Display)) {
     }
     match write(Path::new(path), text) {
         Ok(()) => report(&format_args!("wrote {path}")),
-        // A read-only root, or a link to where nothing is: the image goes without.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            match write_over(Path::new(path), text) {
+                Ok(()) => report(&format_args!("wrote {path}, from {RUN_DIRECTORY}")),
+                Err(error) => report(&format_args!("no {path}: {error}")),
+            }
+        }
+        // A link to where nothing is: the image goes without.
         Err(error) => report(&format_args!("no {path}: {error}")),
     }
+}
+
+/// Puts a file of the memory over one of a read-only root, which is empty. builderd makes such files in images that are
+/// to be read-only; where there is none, there is no place.
+fn write_over(path: &Path, text: &[u8]) -> io::Result<()> {
+    let own = Path::new(RUN_DIRECTORY).join(path.file_name().unwrap_or_default());
+    write(&own, text)?;
+    sys::bind(&own, path)
 }
 
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {

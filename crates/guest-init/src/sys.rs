@@ -78,6 +78,25 @@ pub fn remount_root_read_only() -> io::Result<()> {
     })
 }
 
+/// Shows the file `source` in the place of the file `target`.
+///
+/// # Errors
+///
+/// Those of `mount(2)` with `MS_BIND`; ENOENT when one of the two is not there.
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    let (source, target) = (c_string(source.as_os_str())?, c_string(target.as_os_str())?);
+    // SAFETY: both paths are live and end with a zero byte; type and options may be null for a bind mount.
+    check(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            ptr::null(),
+            libc::MS_BIND,
+            ptr::null(),
+        )
+    })
+}
+
 /// Whether the file system that holds `path` is mounted read-only.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ fn systemd_starts_its_units_and_ends_the_machine() {
     };
     let built = build_layout(&layout, &["--init", "custom", "--env", "GREETING=hello"]);
     let mut options = built.boot_options();
-    options.limit = Duration::from_secs(180);
+    options.limit = Duration::from_secs(300);
     let boot = rig.boot(&built.image, &options).unwrap();
     // What the image's unit `report` writes.
     assert_says(

@@ -258,6 +258,13 @@ fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec
             mode,
         })
         .collect();
+    edits.extend(shape.working_directory.iter().map(|path| Edit::EnsureDirectory {
+        path: path.clone(),
+        mode: 0o755,
+    }));
+    edits.extend(shape.mount_points.iter().map(|&path| Edit::EnsureFile {
+        path: path.to_owned(),
+    }));
     for file in &shape.files {
         let content = match &file.content {
             AddedContent::Text(text) => EditContent::Text(text.clone()),

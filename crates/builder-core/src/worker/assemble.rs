@@ -201,6 +201,19 @@ fn apply(edit: &Edit, tree: &mut Tree) -> Result<(), Failure> {
             }
             return Ok(());
         }
+        Edit::EnsureFile { path } => {
+            let (parent, _) = path.rsplit_once('/').unwrap_or_default();
+            let metadata = Metadata::root(0o755);
+            // A link that leads nowhere stays one: `lookup` does not follow the last name.
+            if tree.lookup(path.as_bytes()).is_none()
+                && tree.create_directories(parent.as_bytes(), &metadata).is_ok()
+            {
+                let content = FileContent::inline(Vec::new());
+                tree.put_file(path.as_bytes(), Metadata::root(0o644), content)
+                    .map_err(|error| Failure::chained(FailureKind::Unsupported, &error))?;
+            }
+            return Ok(());
+        }
         Edit::PutFile { path, mode, content } => (path, mode, content),
     };
     let bytes = match content {

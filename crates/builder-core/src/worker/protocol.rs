@@ -80,6 +80,8 @@ pub(crate) struct LayerInput {
 pub(crate) enum Edit {
     /// A directory owned by root and dated 1970, with those above it, unless something is there already.
     EnsureDirectory { path: String, mode: u16 },
+    /// An empty file, owned and dated likewise, unless something is there already or there is no place for it.
+    EnsureFile { path: String },
     /// A file owned by root and dated 1970, with the directories above it; replaces what is there.
     PutFile {
         path: String,

@@ -18,7 +18,7 @@ use crate::{
     exit::{Exit, Failure},
     proto::{
         BuildJob, BuildState, CancelBuildRequest, DeleteBuildRequest, GetBuildRequest, GetBuildStatsRequest,
-        GetTenantQuotasRequest, ListBuildsRequest, StreamBuildLogsRequest,
+        GetTenantQuotasRequest, ListBuildsRequest, OptimizationSavings, StreamBuildLogsRequest,
     },
 };
 
@@ -169,9 +169,25 @@ pub(super) fn build_record(build: &BuildJob) -> String {
         ("size", bytes(build.rootfs_size_bytes)),
         ("on disk", bytes(metrics.disk_usage_bytes)),
         ("sha256", build.rootfs_checksum.clone()),
+        ("saved", saved(&metrics.optimization)),
         ("kernel arguments", image.kernel_args),
+        ("with dm-verity", image.verity_kernel_args),
         ("asset", build.asset_id.clone()),
     ])
+}
+
+/// What each rule of the optimization has saved.
+fn saved(savings: &[OptimizationSavings]) -> String {
+    let texts: Vec<String> = savings
+        .iter()
+        .map(|saving| {
+            format!(
+                "{} bytes of {} files by {}",
+                saving.bytes, saving.files, saving.rule
+            )
+        })
+        .collect();
+    texts.join(", ")
 }
 
 pub(super) async fn list_builds(

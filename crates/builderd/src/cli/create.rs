@@ -24,9 +24,9 @@ use crate::{
     exit::{Exit, Failure},
     proto::{
         self, BuildConfig, BuildSource, BuildState, BuildStrategy, BuildTarget, CreateBuildRequest,
-        DockerAuth, DockerExtractStrategy, DockerImageSource, MicroVmRootfs, RuntimeConfig, TenantContext,
-        TenantResourceLimits, build_source::SourceType, build_strategy::StrategyType,
-        build_target::TargetType,
+        DockerAuth, DockerExtractStrategy, DockerImageSource, InitStrategy, MicroVmRootfs,
+        OptimizationSettings, RuntimeConfig, TenantContext, TenantResourceLimits, build_source::SourceType,
+        build_strategy::StrategyType, build_target::TargetType,
     },
     size::parse_size,
 };
@@ -46,7 +46,8 @@ pub(super) struct Arguments {
         value_name = "FILE",
         value_hint = ValueHint::FilePath,
         conflicts_with_all = [
-            "image", "platform", "name", "label", "profile", "layer_mode", "free_space", "free_inodes", "env",
+            "image", "platform", "name", "label", "profile", "layer_mode", "free_space", "free_inodes", "init",
+            "strip_debug_symbols", "remove_docs", "remove_cache", "exclude", "preserve", "env",
             "workdir", "entrypoint", "port", "command", "build_timeout", "memory", "disk", "asset_id",
             "registry_username", "registry_password_file", "registry_token_file",
         ]
@@ -91,6 +92,30 @@ pub(super) struct Arguments {
     /// Free inodes for the guest
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     free_inodes: Option<i64>,
+
+    /// What becomes process 1
+    #[arg(long, value_name = "STRATEGY")]
+    init: Option<InitName>,
+
+    /// Remove what only debuggers read from programs and libraries
+    #[arg(long)]
+    strip_debug_symbols: bool,
+
+    /// Remove documentation, but not the texts of licences
+    #[arg(long)]
+    remove_docs: bool,
+
+    /// Remove what package managers can fetch again
+    #[arg(long)]
+    remove_cache: bool,
+
+    /// Leave out what this pattern of .gitignore names; may be given many times
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+
+    /// Leave alone what this pattern names, whatever else is asked for; may be given many times
+    #[arg(long, value_name = "PATTERN")]
+    preserve: Vec<String>,
 
     /// A variable for the guest's command; may be given many times
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
@@ -139,6 +164,26 @@ pub(super) struct Arguments {
     /// File with an identity token for the registry, - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "registry_username", value_hint = ValueHint::FilePath)]
     registry_token_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum InitName {
+    /// The service's init supervises the image's command
+    Tini,
+    /// The service's init becomes the image's command
+    Direct,
+    /// The image's own, as systemd
+    Custom,
+}
+
+impl From<InitName> for InitStrategy {
+    fn from(name: InitName) -> Self {
+        match name {
+            InitName::Tini => Self::Tini,
+            InitName::Direct => Self::Direct,
+            InitName::Custom => Self::Custom,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -192,7 +237,20 @@ impl Arguments {
             environment: self.env.iter().cloned().collect(),
             exposed_ports: self.port.clone(),
         };
+        let optimization = OptimizationSettings {
+            strip_debug_symbols: self.strip_debug_symbols,
+            remove_docs: self.remove_docs,
+            remove_cache: self.remove_cache,
+            exclude_patterns: self.exclude.clone(),
+            ..Default::default()
+        };
         let rootfs = MicroVmRootfs {
+            init_strategy: self
+                .init
+                .map_or(InitStrategy::Unspecified, InitStrategy::from)
+                .into(),
+            optimization: (optimization != OptimizationSettings::default()).then_some(optimization),
+            preserve_paths: self.preserve.clone(),
             runtime_config: (runtime != RuntimeConfig::default()).then_some(runtime),
             profile: word(self.profile),
             layer_mode: word(self.layer_mode),
