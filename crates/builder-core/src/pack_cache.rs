@@ -9,12 +9,15 @@
 //!                               leaves     hashes of the pack's blocks, once a build has asked for them
 //!                               entry.json   lengths, hash of the index, what is known of the layer
 //!                               grant-89ab…  empty; one for each party that may use it
+//!                               unsynced   link that names the boot in which the entry was made, until it is on disk
 //! cache/packs/tmp/…                          not finished yet; swept at the start
 //! ```
 //!
-//! An entry appears whole or not at all: it is made in `tmp`, synced, and renamed, while the build that made it goes on. On
-//! use its lengths and the hash of its index are compared with the record; an entry that does not fit is removed and made
-//! anew. The bodies in the pack are not hashed again on every use.
+//! An entry appears whole or not at all: it is made in `tmp` and renamed. Nobody waits for the disk: as long as the machine
+//! runs, what was written is what is read. Only when it stops before the kernel has written everything out could a file be
+//! torn; so a new entry says in which boot it was made, is not believed in another one, and loses that mark when a later
+//! build finds it on disk. On use its lengths and the hash of its index are compared with the record; an entry that does not
+//! fit is removed and made anew. The bodies in the pack are not hashed again on every use.
 //!
 //! An entry serves a build only under that build's own right to the blob: a *grant* records that this tenant, from this
 //! repository, has once received the very bytes. A build without one fetches the blob first (which oci-fetch may answer
@@ -30,7 +33,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use rootfs::{layer::LayerIndex, pack::Pack, verity::LeafHashes};
@@ -55,6 +58,14 @@ const CHECKS: usize = 2;
 const LAYER: &str = "layer";
 const RECORD: &str = "entry.json";
 const LEAVES: &str = "leaves";
+const UNSYNCED: &str = "unsynced";
+
+/// Changes with every start of the machine. random(4).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// After that time an entry is most likely on disk, and waiting for it costs nothing: the kernel writes out after 30
+/// seconds (`vm.dirty_expire_centisecs`).
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// A directory of layer files. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -68,6 +79,8 @@ struct Inner {
     unfinished: PathBuf,
     /// `None`: nothing is kept.
     max_bytes: Option<u64>,
+    /// `None` where the system does not say: entries are then on disk before they appear.
+    boot: Option<String>,
     /// Who is making which entry right now.
     making: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     checks: Semaphore,
@@ -149,18 +162,6 @@ pub(crate) struct Unfinished {
     lock: File,
 }
 
-/// A layer file that is in use already and yet has to become an entry. Dropping it removes the file's name.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    directory: TempDir,
-    target: PathBuf,
-    written: File,
-    record: File,
-    grant: Grant,
-    /// Tells a sweep that somebody is at work.
-    _at_work: File,
-}
-
 impl Unfinished {
     /// The file to write to, empty at first.
     pub(crate) const fn file(&self) -> &File {
@@ -185,6 +186,7 @@ impl PackCache {
             entries: root.join(&version),
             unfinished,
             max_bytes,
+            boot: boot(),
             making: Mutex::new(HashMap::new()),
             checks: Semaphore::new(CHECKS),
             begin: Mutex::new(()),
@@ -228,7 +230,7 @@ impl PackCache {
             return Ok(Lookup::Missing { damaged: None });
         }
         let directory = self.inner.directory(blob);
-        match open_entry(&directory) {
+        match self.inner.open_entry(&directory) {
             Ok(file) if directory.join(grant.file_name()).exists() => Ok(Lookup::Granted(file)),
             Ok(file) => Ok(Lookup::Ungranted(file)),
             Err(Unusable::Absent) => Ok(Lookup::Missing { damaged: None }),
@@ -277,8 +279,8 @@ impl PackCache {
         })
     }
 
-    /// Publishes a layer file that is complete and checked, and evicts what is too much. Blocks until it is on disk.
-    #[cfg(test)]
+    /// Makes an entry of a layer file that is complete and checked, and evicts what is too much. Blocks, but not for the
+    /// disk.
     pub(crate) fn publish(
         &self,
         unfinished: Unfinished,
@@ -286,22 +288,6 @@ impl PackCache {
         record: LayerRecord,
         grant: &Grant,
     ) -> io::Result<LayerFile> {
-        let (file, pending) = self.finish(unfinished, blob, record, grant)?;
-        if let Some(pending) = pending {
-            self.settle(pending)?;
-        }
-        Ok(file)
-    }
-
-    /// Makes a layer file that is complete and checked ready for use at once; what is left to be done before other builds
-    /// find it is for [`settle`](Self::settle). Blocks, but not for the disk.
-    pub(crate) fn finish(
-        &self,
-        unfinished: Unfinished,
-        blob: &str,
-        record: LayerRecord,
-        grant: &Grant,
-    ) -> io::Result<(LayerFile, Option<Pending>)> {
         let Unfinished {
             directory,
             file: written,
@@ -314,28 +300,44 @@ impl PackCache {
                 _directory: directory,
                 _lock: at_work,
             };
-            let layer = LayerFile {
+            return Ok(LayerFile {
                 file,
                 record,
                 leaves: None,
                 hold,
-            };
-            return Ok((layer, None));
+            });
         }
         let record_path = directory.path().join(RECORD);
         fs::write(&record_path, serde_json::to_vec(&record)?)?;
         File::create(directory.path().join(grant.file_name()))?;
         let lock = File::options().read(true).write(true).open(&record_path)?;
         rustix::fs::flock(&lock, FlockOperation::LockShared)?;
+        match &self.inner.boot {
+            // A link is part of the directory's own changes, which reach the disk in order: no entry without its mark.
+            Some(boot) => std::os::unix::fs::symlink(boot, directory.path().join(UNSYNCED))?,
+            None => {
+                written.sync_all()?;
+                lock.sync_all()?;
+                File::open(directory.path())?.sync_all()?;
+            }
+        }
         let target = self.inner.directory(blob);
-        let pending = Pending {
-            directory,
-            target: target.clone(),
-            written,
-            record: lock.try_clone()?,
-            grant: grant.clone(),
-            _at_work: at_work,
-        };
+        match fs::rename(directory.path(), &target) {
+            Ok(()) => {
+                // Moved away: there is nothing left to remove.
+                let _ = directory.keep();
+            }
+            // Another party was faster. Ours holds the same and goes when its use ends.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                add_grant(&target, grant)?;
+            }
+            Err(error) => return Err(error),
+        }
         let layer = LayerFile {
             file,
             record,
@@ -345,32 +347,8 @@ impl PackCache {
                 _lock: lock,
             },
         };
-        Ok((layer, Some(pending)))
-    }
-
-    /// Makes an entry of a finished layer file, once all of it is on disk, and evicts what is too much. Blocks.
-    pub(crate) fn settle(&self, pending: Pending) -> io::Result<()> {
-        pending.written.sync_all()?;
-        pending.record.sync_all()?;
-        File::open(pending.directory.path())?.sync_all()?;
-        match fs::rename(pending.directory.path(), &pending.target) {
-            Ok(()) => {
-                // Moved away: there is nothing left to remove.
-                let _ = pending.directory.keep();
-                File::open(&self.inner.entries)?.sync_all()?;
-            }
-            // Another party was faster. Ours holds the same and goes when its use ends.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) =>
-            {
-                add_grant(&pending.target, &pending.grant)?;
-            }
-            Err(error) => return Err(error),
-        }
-        self.inner.evict()
+        self.inner.evict()?;
+        Ok(layer)
     }
 
     /// Adds the hashes of the pack's blocks, those that were kept beside it or new ones. This process makes them itself, as
@@ -410,9 +388,10 @@ impl PackCache {
     }
 
     /// Evicts what is over the limit and not in use, and sweeps once more: what another process left when it was killed
-    /// is not to wait for a restart of this one. Blocks.
+    /// is not to wait for a restart of this one. Entries that have had the time to reach the disk lose their mark. Blocks.
     pub(crate) fn trim(&self) -> io::Result<()> {
         self.inner.sweep()?;
+        self.inner.settle(SETTLING)?;
         self.inner.evict()
     }
 }
@@ -435,6 +414,51 @@ impl Inner {
             tracing::warn!(%error, "Failed to remove a cache entry");
         }
         // The temporary directory is removed with everything in it.
+    }
+
+    /// Takes the mark off entries that have had it for `age` and are on disk.
+    fn settle(&self, age: Duration) -> io::Result<()> {
+        for directory in fs::read_dir(&self.entries)? {
+            let directory = directory?.path();
+            let mark = directory.join(UNSYNCED);
+            let is_due = fs::symlink_metadata(&mark)
+                .and_then(|mark| mark.modified())
+                .is_ok_and(|made| made.elapsed().is_ok_and(|elapsed| elapsed >= age));
+            if !is_due || !self.is_of_this_boot(&mark)? {
+                continue;
+            }
+            let synced = [LAYER, RECORD, "."]
+                .iter()
+                .try_for_each(|name| File::open(directory.join(name))?.sync_all());
+            match synced {
+                Ok(()) => fs::remove_file(&mark).or_else(ignore_absent)?,
+                // Evicted meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(%error, "A cache entry could not be written to the disk and is removed");
+                    self.discard(&directory);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_entry(&self, directory: &Path) -> Result<LayerFile, Unusable> {
+        let entry = open_entry(directory)?;
+        if self.is_of_this_boot(&directory.join(UNSYNCED))? {
+            return Ok(entry);
+        }
+        Err(Unusable::Damaged(
+            "the machine stopped before it was on disk for certain".to_owned(),
+        ))
+    }
+
+    /// Whether an entry is on disk, or was made since the machine was started.
+    fn is_of_this_boot(&self, mark: &Path) -> io::Result<bool> {
+        match fs::read_link(mark) {
+            Ok(made_in) => Ok(self.boot.as_ref().is_some_and(|boot| made_in == Path::new(boot))),
+            Err(error) => ignore_absent(error).map(|()| true),
+        }
     }
 
     fn evict(&self) -> io::Result<()> {
@@ -526,6 +550,20 @@ fn open_record(directory: &Path) -> Result<(File, LayerRecord), Unusable> {
     let record = serde_json::from_slice(&text)
         .map_err(|error| Unusable::Damaged(format!("its record is not readable: {error}")))?;
     Ok((lock, record))
+}
+
+/// Names the time since the machine was started.
+fn boot() -> Option<String> {
+    let text = fs::read_to_string(BOOT_ID).ok()?;
+    let name = text.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+fn ignore_absent(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
 
 fn add_grant(directory: &Path, grant: &Grant) -> io::Result<()> {

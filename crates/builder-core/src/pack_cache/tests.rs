@@ -98,7 +98,7 @@ fn a_published_layer_file_cannot_be_written_through_what_is_handed_out() {
 #[test]
 fn damage_is_found_and_removed() {
     type Damage = fn(&Path);
-    let cases: [(&str, Damage); 6] = [
+    let cases: [(&str, Damage); 8] = [
         ("index changed", |entry| {
             let file = File::options().write(true).open(entry.join(LAYER)).unwrap();
             file.write_at(b"X", 4096 + 2).unwrap();
@@ -120,6 +120,14 @@ fn damage_is_found_and_removed() {
         ("record empty", |entry| {
             fs::write(entry.join(RECORD), b"").unwrap()
         }),
+        ("made in an earlier boot and not yet on disk", |entry| {
+            fs::remove_file(entry.join(UNSYNCED)).unwrap();
+            std::os::unix::fs::symlink("00000000-another-boot", entry.join(UNSYNCED)).unwrap();
+        }),
+        ("mark torn", |entry| {
+            fs::remove_file(entry.join(UNSYNCED)).unwrap();
+            std::os::unix::fs::symlink("?", entry.join(UNSYNCED)).unwrap();
+        }),
         ("record lies", |entry| {
             let text = fs::read_to_string(entry.join(RECORD)).unwrap();
             fs::write(entry.join(RECORD), text.replace("4096", "18446744073709551615")).unwrap();
@@ -135,6 +143,36 @@ fn damage_is_found_and_removed() {
         drop(publish(&cache, BLOB, 4096, &grant("alice")));
         assert_eq!(found(&cache, BLOB, &grant("alice")), "granted", "{name}");
     }
+}
+
+#[test]
+fn an_entry_is_marked_until_it_has_had_the_time_to_reach_the_disk() {
+    let workspace = tempfile::tempdir().unwrap();
+    let cache = cache(&workspace, 1 << 20);
+    drop(publish(&cache, BLOB, 4096, &grant("alice")));
+    let mark = cache.inner.directory(BLOB).join(UNSYNCED);
+    assert_eq!(fs::read_link(&mark).unwrap().to_str(), boot().as_deref());
+    cache.trim().unwrap();
+    assert!(mark.is_symlink(), "it was made just now");
+    cache.inner.settle(Duration::ZERO).unwrap();
+    assert!(!mark.is_symlink());
+    assert_eq!(found(&cache, BLOB, &grant("alice")), "granted");
+
+    // What another boot made is not for this one to call synced.
+    std::os::unix::fs::symlink("another", &mark).unwrap();
+    cache.inner.settle(Duration::ZERO).unwrap();
+    assert!(mark.is_symlink());
+    assert_eq!(found(&cache, BLOB, &grant("alice")), "damaged");
+}
+
+#[test]
+fn where_boots_have_no_names_entries_have_no_mark() {
+    let workspace = tempfile::tempdir().unwrap();
+    let mut cache = cache(&workspace, 1 << 20);
+    Arc::get_mut(&mut cache.inner).unwrap().boot = None;
+    drop(publish(&cache, BLOB, 4096, &grant("alice")));
+    assert!(!cache.inner.directory(BLOB).join(UNSYNCED).is_symlink());
+    assert_eq!(found(&cache, BLOB, &grant("alice")), "granted");
 }
 
 #[test]

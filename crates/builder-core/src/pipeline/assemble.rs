@@ -14,6 +14,7 @@ use rustix::fs::MemfdFlags;
 
 use super::{
     Work, blocking,
+    contents::Contents,
     layers::max_index_bytes,
     progress::{Phase, megabytes},
 };
@@ -26,16 +27,18 @@ use crate::{
     shape::{AddedContent, Shape, identity},
     worker::{
         AssembleJob, Control, Edit, EditContent, HashTree, ImageRequest, Job, LayerInput, MAX_DESCRIPTOR,
-        Session, WorkerEvent,
+        Session, WorkerEvent, read_copies,
     },
 };
 
-/// Descriptors of an assemble worker: the image, the init, scratch space, the leaf hashes, then the layers.
+/// Descriptors of an assemble worker: the image, the init, scratch space, the leaf hashes, the list of what is to be
+/// copied, then the layers.
 const OUTPUT: i32 = 3;
 const BINARY: i32 = 4;
 const SCRATCH: i32 = 5;
 const LEAVES: i32 = 6;
-const FIRST_LAYER: i32 = 7;
+const COPIES: i32 = 7;
+const FIRST_LAYER: i32 = 8;
 
 /// Layers that there are descriptors for. Docker makes at most 127, oci-fetch takes 128.
 pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
@@ -59,7 +62,8 @@ pub(super) struct Written {
 /// What a worker has told.
 #[derive(Default)]
 struct Told {
-    size_bytes: Option<u64>,
+    /// Of the image, and how many ranges of it have yet to be copied.
+    written: Option<(u64, u64)>,
     verity: Option<HashTree>,
     savings: Vec<Savings>,
     init: Option<String>,
@@ -77,6 +81,15 @@ impl Written {
             verity,
         }
     }
+
+    /// Looks again at what the file takes on disk.
+    pub(super) fn measure(&mut self, image: &File) -> Result<(), BuildError> {
+        let found = image
+            .metadata()
+            .map_err(|error| BuildError::from_io("look at the image", error))?;
+        self.allocated_bytes = found.blocks() * 512;
+        Ok(())
+    }
 }
 
 /// Stands for everything that decides the content of the image; see [`identity`].
@@ -85,13 +98,13 @@ pub(super) fn identity_of(work: &Work<'_>, layers: &[LayerFile], shape: &Shape) 
     identity(&diff_ids, &shape.files, &shape.optimization, &work.request.target)
 }
 
-/// Writes the image into `output`, an empty file.
+/// Writes the image into `output`, an empty file, but for the contents that are given back.
 pub(super) async fn write(
     work: &Work<'_>,
     layers: &[LayerFile],
     shape: &Shape,
     output: &File,
-) -> Result<Written, BuildError> {
+) -> Result<(Written, Contents), BuildError> {
     let pack_bytes: u64 = layers.iter().map(|layer| layer.record.pack_bytes).sum();
     work.progress.begin(Phase::Write, pack_bytes).await;
 
@@ -110,6 +123,10 @@ pub(super) async fn write(
             leaves: *place,
         });
     }
+    let list = rustix::fs::memfd_create("builderd-copies", MemfdFlags::CLOEXEC)
+        .map_err(|error| starting(error.into()))?;
+    let list = File::from(list);
+    descriptors.push((list.try_clone().map_err(starting)?.into(), COPIES));
     let staging = match work.config.backend {
         Backend::Native => None,
         Backend::Mke2fs => {
@@ -153,6 +170,7 @@ pub(super) async fn write(
         backend: work.config.backend,
         staging_directory: staging.as_ref().map(|directory| directory.path().to_owned()),
         output: OUTPUT,
+        copies: COPIES,
         max_index_bytes: max_index_bytes(work),
         leaves: target.has_verity().then_some(LEAVES),
     }));
@@ -187,7 +205,7 @@ pub(super) async fn write(
         )
         .with_cause(reason)
     };
-    let size_bytes = told.size_bytes.ok_or_else(|| garbage("no size".to_owned()))?;
+    let (size_bytes, n_copies) = told.written.ok_or_else(|| garbage("no size".to_owned()))?;
     let found = output
         .metadata()
         .map_err(|error| BuildError::from_io("look at the image", error))?;
@@ -216,8 +234,13 @@ pub(super) async fn write(
         init: told.init,
         ..Written::new(size_bytes, &found, verity)
     };
-    work.check_image(&written)?;
-    Ok(written)
+    let packs: Vec<u64> = layers.iter().map(|layer| layer.record.pack_bytes).collect();
+    let copies = read_copies(&list, n_copies, &packs, size_bytes).map_err(garbage)?;
+    // Before the disk is filled with them; most file systems take as much for them as they have.
+    let to_come: u64 = copies.iter().map(|copy| copy.length).sum();
+    work.check_image(written.allocated_bytes + to_come)?;
+    let contents = Contents::new(copies, layers).map_err(starting)?;
+    Ok((written, contents))
 }
 
 /// The leaf hashes of all packs one behind the other in a file without a name; where those of each layer are.
@@ -301,8 +324,8 @@ async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Resu
                     let message = format!("Folded {} layers to {inodes} names", work.image.layers.len());
                     work.events().log(Level::Info, Component::Writer, message).await;
                 }
-                Some(WorkerEvent::Written { size_bytes, inodes_used, verity }) => {
-                    told.size_bytes = Some(size_bytes);
+                Some(WorkerEvent::Written { size_bytes, copies, inodes_used, verity }) => {
+                    told.written = Some((size_bytes, copies));
                     told.verity = verity;
                     let message = format!("Wrote the image: {}, {inodes_used} inodes in use", megabytes(size_bytes));
                     work.events().log(Level::Info, Component::Writer, message).await;

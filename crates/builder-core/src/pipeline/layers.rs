@@ -5,10 +5,7 @@ use std::{
     io::{self, BufReader, Read},
     os::{fd::OwnedFd, unix::fs::FileExt},
     pin::pin,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -19,7 +16,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
     sync::OwnedMutexGuard,
-    task::{JoinError, JoinHandle},
 };
 
 use super::{Work, blocking, fetch, progress::megabytes, stop::Reason};
@@ -162,28 +158,6 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
     }
 }
 
-/// Layer files that become entries of the cache while the build goes on.
-pub(super) type Settling = Mutex<Vec<JoinHandle<io::Result<()>>>>;
-
-/// Waits until all of them are entries, or not. Without an entry a later build makes the layer file again.
-pub(super) async fn settle(settling: &Settling) {
-    loop {
-        let next = settling.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match next {
-            Some(handle) => settled(handle.await),
-            None => return,
-        }
-    }
-}
-
-fn settled(result: Result<io::Result<()>, JoinError>) {
-    match result {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "Failed to keep a layer file"),
-        Err(error) => tracing::warn!(%error, "Failed to keep a layer file"),
-    }
-}
-
 /// What the layer is called in the pack cache. In a box of level 3 nothing is used that the worker of another tenant has
 /// made: the entry is then the tenant's own.
 pub(super) fn entry_name(work: &Work<'_>, layer: &LayerDescriptor) -> String {
@@ -284,27 +258,10 @@ async fn make(
         megabytes(record.uncompressed_bytes)
     );
     let (cache, grant) = (work.config.packs.clone(), work.grant.clone());
-    let (file, pending) = blocking(move || cache.finish(unfinished, &blob_name, record, &grant))
+    let file = blocking(move || cache.publish(unfinished, &blob_name, record, &grant))
         .await?
         .map_err(writing)?;
-    if let Some(pending) = pending {
-        let cache = work.config.packs.clone();
-        // Builds of the same party that wait for this entry go on waiting until it is there.
-        let settling = tokio::task::spawn_blocking(move || {
-            let settled = cache.settle(pending);
-            drop(alone);
-            settled
-        });
-        // The leaf hashes are kept in the entry.
-        if work.request.target.has_verity() {
-            settled(settling.await);
-        } else {
-            work.settling
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(settling);
-        }
-    }
+    drop(alone);
     work.events()
         .log_with(
             Level::Info,

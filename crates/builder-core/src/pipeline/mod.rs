@@ -13,6 +13,7 @@
 //! killed and the files removed too, but nobody waits for it.
 
 mod assemble;
+mod contents;
 mod fetch;
 mod layers;
 mod progress;
@@ -32,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::publish::UNFINISHED_MARK;
 pub use self::publish::{machine_path, metadata_path, sidecar_paths};
 use self::{
-    layers::{Settling, Sums},
+    layers::Sums,
     progress::{Progress, megabytes},
     publish::Draft,
     reuse::{Reuse, Reused},
@@ -128,7 +129,6 @@ struct Work<'a> {
     stop: &'a Stop,
     sums: Sums,
     usage: Mutex<Usage>,
-    settling: &'a Settling,
 }
 
 impl Work<'_> {
@@ -158,10 +158,10 @@ impl Work<'_> {
     }
 
     /// Whether layers and image together take no more of the disk than they may.
-    fn check_image(&self, written: &assemble::Written) -> Result<(), BuildError> {
+    fn check_image(&self, allocated_bytes: u64) -> Result<(), BuildError> {
         let layers_bytes = self.sums.uncompressed_bytes.load(Ordering::Relaxed);
         self.check_disk(
-            layers_bytes + written.allocated_bytes,
+            layers_bytes.saturating_add(allocated_bytes),
             "the layers, uncompressed, and the image",
         )
     }
@@ -193,9 +193,8 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<Outcome, BuildError> {
     let stop = Stop::default();
-    let settling = Settling::default();
     let progress = Progress::new(events);
-    let mut work = pin!(build(config, request, output, &progress, &stop, &settling));
+    let mut work = pin!(build(config, request, output, &progress, &stop));
     let mut cancelled = pin!(cancel.cancelled());
     let mut timed_out = pin!(async {
         match config.limits.timeout {
@@ -211,10 +210,7 @@ pub async fn run(
         // A stop is a signal, not the end: the work is driven on until it has cleared up behind itself.
         tokio::select! {
             biased;
-            result = &mut work => {
-                layers::settle(&settling).await;
-                return result;
-            }
+            result = &mut work => return result,
             () = &mut cancelled, if !stop.is_stopped() => stop.stop(Reason::Cancelled),
             limit = &mut timed_out, if !stop.is_stopped() => stop.stop(Reason::TimedOut(limit)),
             never = &mut watch => match never {},
@@ -228,7 +224,6 @@ async fn build(
     output: &Path,
     progress: &Progress,
     stop: &Stop,
-    settling: &Settling,
 ) -> Result<Outcome, BuildError> {
     let events = progress.events();
     // An image that could not be put anywhere is not worth a download.
@@ -284,7 +279,6 @@ async fn build(
         stop,
         sums: Sums::default(),
         usage: Mutex::default(),
-        settling,
     };
     plan(&work, compressed_bytes)?;
     progress.plan(n_layers, compressed_bytes);
@@ -314,15 +308,10 @@ async fn build(
             (written, checksum, progress.elapsed())
         }
         None => {
-            let written = assemble::write(&work, &layers, &shaped, draft.file()).await?;
-            progress.enter(BuildState::Optimizing).await;
-            let finishing = progress.elapsed();
-            // What hashing reads is in memory: the disk is busy meanwhile with what publishing would have to wait for.
-            let (checksum, ()) = tokio::try_join!(
-                publish::checksum(&work, draft.file(), written.size_bytes),
-                draft.sync()
-            )?;
-            (written, checksum, finishing)
+            let (mut written, contents) = assemble::write(&work, &layers, &shaped, draft.file()).await?;
+            let filled = contents::fill(&work, contents, &draft, written.size_bytes).await?;
+            written.measure(draft.file())?;
+            (written, filled.checksum, filled.copied)
         }
     };
     drop(layers);
@@ -351,7 +340,6 @@ async fn build(
         let metadata = shaped.metadata.clone();
         blocking(move || draft.publish(&metadata)).await??
     };
-    layers::settle(settling).await;
     if let Some(reuse) = reuse {
         reuse.remember(output, &checksum, written.verity).await;
     }

@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, SeekFrom as SparseSeek};
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::{Work, blocking, progress::Phase};
+use super::{Work, blocking, contents::Contents, progress::Phase};
 use crate::{
     build::ImageMetadata,
     error::{BuildError, BuildErrorKind},
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) const UNFINISHED_MARK: &str = ".unfinished-";
 
 /// Bytes that are hashed at once.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// An image that is being written. Dropping it removes it.
 ///
@@ -290,7 +290,7 @@ pub(super) async fn checksum(work: &Work<'_>, image: &File, size_bytes: u64) -> 
     let given_up = Arc::new(AtomicBool::new(false));
     let hashing = {
         let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-        blocking(move || hash(&image, size_bytes, &done, &given_up))
+        blocking(move || hash(&image, &Contents::default(), size_bytes, &done, &given_up))
     };
     watched(work, hashing, &done, &given_up).await?.map_err(reading)
 }
@@ -320,16 +320,40 @@ pub(super) async fn watched<T>(
     }
 }
 
-fn hash(image: &File, size_bytes: u64, done: &AtomicU64, given_up: &AtomicBool) -> io::Result<String> {
+/// SHA-256 of an image of which `contents` are on the way into it, in hexadecimal. Of something else once it is given up.
+pub(super) fn hash(
+    image: &File,
+    contents: &Contents,
+    size_bytes: u64,
+    done: &AtomicU64,
+    given_up: &AtomicBool,
+) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let zeros = vec![0; CHUNK_BYTES];
     let mut offset = 0;
+    let mut copies = contents.copies.iter().peekable();
     // Where the data that `offset` is in, or before, begins and ends.
     let mut data = 0..0;
     while offset < size_bytes && !given_up.load(Ordering::Relaxed) {
+        if let Some(copy) = copies.next_if(|copy| copy.image_offset == offset) {
+            let pack = contents.pack(copy)?;
+            let mut hashed = 0;
+            while hashed < copy.length && !given_up.load(Ordering::Relaxed) {
+                let length = usize::try_from(copy.length - hashed)
+                    .unwrap_or(usize::MAX)
+                    .min(CHUNK_BYTES);
+                pack.read_exact_at(&mut buffer[..length], copy.pack_offset + hashed)?;
+                hasher.update(&buffer[..length]);
+                hashed += length as u64;
+                done.store(offset + hashed, Ordering::Relaxed);
+            }
+            offset += copy.length;
+            continue;
+        }
+        let next_copy = copies.peek().map_or(size_bytes, |copy| copy.image_offset);
         if offset >= data.end {
-            data = next_data(image, offset, size_bytes)?;
+            data = next_data(image, offset, next_copy)?;
         }
         let (end, is_hole) = if offset < data.start {
             (data.start, true)
@@ -380,14 +404,49 @@ mod tests {
         file.read_exact_at(&mut content, 0).unwrap();
 
         let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
-        let sum = hash(&file, size, &done, &given_up).unwrap();
+        let all = Contents::default();
+        let sum = hash(&file, &all, size, &done, &given_up).unwrap();
         assert_eq!(sum, hex::encode(Sha256::digest(&content)));
         assert_eq!(done.into_inner(), size);
 
         let empty = tempfile::tempfile().unwrap();
         empty.set_len(size).unwrap();
-        let sum = hash(&empty, size, &AtomicU64::new(0), &given_up).unwrap();
+        let sum = hash(&empty, &all, size, &AtomicU64::new(0), &given_up).unwrap();
         assert_eq!(sum, hex::encode(Sha256::digest(vec![0; content.len()])));
+    }
+
+    #[test]
+    fn contents_that_are_not_there_yet_are_hashed_from_their_packs() {
+        let pack: Arc<[u8]> = (0..8 * 4096u32).map(|nth| (nth / 7).to_le_bytes()[0]).collect();
+        let contents = Contents {
+            copies: [(4096, 8192, 4096), (0, 12288, 4096), (8192, 1 << 20, 4 * 4096)]
+                .map(|(pack_offset, image_offset, length)| rootfs::ext4::BodyCopy {
+                    pack: rootfs::pack::PackId(0),
+                    pack_offset,
+                    image_offset,
+                    length,
+                })
+                .to_vec(),
+            packs: {
+                let mut packs = rootfs::pack::Packs::new();
+                packs.push(rootfs::pack::Pack::Memory(Arc::clone(&pack)));
+                packs
+            },
+        };
+        let size = (1 << 20) + 4 * 4096 + 10;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file.write_all_at(b"structures", 100).unwrap();
+        file.write_all_at(b"between", 20000).unwrap();
+        let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
+        let sum = hash(&file, &contents, size, &done, &given_up).unwrap();
+        assert_eq!(done.into_inner(), size);
+        let mut whole = vec![0; usize::try_from(size).unwrap()];
+        file.read_exact_at(&mut whole, 0).unwrap();
+        whole[8192..12288].copy_from_slice(&pack[4096..8192]);
+        whole[12288..16384].copy_from_slice(&pack[..4096]);
+        whole[1 << 20..(1 << 20) + 4 * 4096].copy_from_slice(&pack[8192..6 * 4096]);
+        assert_eq!(sum, hex::encode(Sha256::digest(&whole)));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Reuse {
             .metadata()
             .map_err(|error| BuildError::from_io("look at the image", error))?;
         let written = Written::new(record.size_bytes, &found, record.verity);
-        work.check_image(&written)?;
+        work.check_image(written.allocated_bytes)?;
         let message = format!(
             "Reused the image that an earlier build made of the same layers and options: {}, {way}, checksum verified",
             megabytes(record.size_bytes)

@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     sync::Arc,
 };
 
 use rootfs::{
     InodeKind, Metadata, Tree,
-    ext4::Native,
+    ext4::{BodyCopy, ImageSink as _, Native},
     fold::{FoldErrorKind, FoldLimits, Folded, Folder, Mode, Report},
     image::{ImageBackend, ImageError, ImageOptions},
     layer::{LayerIndex, LayerLimits},
@@ -20,6 +20,7 @@ use rootfs::{
 
 use super::{
     child::{Events, Failure, Verdict},
+    copies::{self, MAX_COPIES},
     descriptors::take,
     protocol::{
         AssembleJob, Edit, EditContent, FailureKind, HashTree, ImageRequest, LayerInput, WorkerEvent,
@@ -62,18 +63,53 @@ pub(super) fn run<W: Write>(
 
     verdict.wait()?;
     let output = take(job.output).map_err(|error| Failure::from_io("take over a descriptor", &error))?;
-    let backend = backend(job)?;
-    let summary = backend
-        .write(&tree, &packs, &options(&job.image), &output)
-        .map_err(|error| explain(&error))?;
+    let options = options(&job.image);
+    let (summary, n_copies) = match job.backend {
+        Backend::Native => {
+            let (summary, copies) = Native
+                .write_without_contents(&tree, &packs, &options, &output)
+                .map_err(|error| explain(&error))?;
+            (summary, leave_to_parent(job, copies, &packs, &output)?)
+        }
+        Backend::Mke2fs => {
+            let summary = mke2fs(job)?
+                .write(&tree, &packs, &options, &output)
+                .map_err(|error| explain(&error))?;
+            (summary, 0)
+        }
+    };
     events.send(&WorkerEvent::Written {
         size_bytes: summary.size_bytes,
+        copies: n_copies,
         inodes_used: summary.inodes_used,
         verity: summary.verity.map(|verity| HashTree {
             root_hash: verity.root_hash,
             hash_offset: verity.hash_offset,
         }),
     })
+}
+
+/// Lists what the parent is to copy: what lies in layers. The rest, and what a list has no room for, is copied here.
+fn leave_to_parent(
+    job: &AssembleJob,
+    copies: Vec<BodyCopy>,
+    packs: &Packs,
+    output: &File,
+) -> Result<u64, Failure> {
+    let (mut listed, mut own): (Vec<_>, Vec<_>) = copies
+        .into_iter()
+        .partition(|copy| (copy.pack.0 as usize) < job.layers.len());
+    own.extend(listed.drain(listed.len().min(MAX_COPIES)..));
+    for copy in own {
+        let pack = packs.get(copy.pack).expect("the writer has looked for all packs");
+        output
+            .copy_from_pack(pack, copy.pack_offset, copy.image_offset, copy.length)
+            .map_err(|error| Failure::from_io("copy the contents of files into the image", &error))?;
+    }
+    let list = take(job.copies).map_err(|error| Failure::from_io("take over a descriptor", &error))?;
+    copies::write(&listed, BufWriter::new(list))
+        .map_err(|error| Failure::from_io("list what is to be copied", &error))?;
+    Ok(listed.len() as u64)
 }
 
 fn fold(job: &AssembleJob, packs: &mut Packs) -> Result<Folded, Failure> {
@@ -240,16 +276,13 @@ fn read_whole(descriptor: i32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn backend(job: &AssembleJob) -> Result<Box<dyn ImageBackend>, Failure> {
-    match job.backend {
-        Backend::Native => Ok(Box::new(Native)),
-        Backend::Mke2fs => match &job.staging_directory {
-            Some(directory) => Ok(Box::new(Mke2fs::new(directory))),
-            None => Err(Failure::new(
-                FailureKind::Internal,
-                "no staging directory was given",
-            )),
-        },
+fn mke2fs(job: &AssembleJob) -> Result<Mke2fs, Failure> {
+    match &job.staging_directory {
+        Some(directory) => Ok(Mke2fs::new(directory)),
+        None => Err(Failure::new(
+            FailureKind::Internal,
+            "no staging directory was given",
+        )),
     }
 }
 

@@ -11,7 +11,10 @@
 //! | job | descriptors | result |
 //! |---|---|---|
 //! | `index` | the compressed layer (a pipe), the layer file | the pack, then the index behind it, in the layer file |
-//! | `assemble` | a layer file for each layer, the init binary, leaf hashes of the packs, the image | the image |
+//! | `assemble` | a layer file for each layer, the init binary, leaf hashes of the packs, the image, a list | the image without the contents of files, and the list of these |
+//!
+//! The parent copies the contents of files itself, when the worker is gone: so it can hash the image meanwhile. The backend
+//! that runs a program writes all of the image.
 //!
 //! A worker knows no path of a cache, no name of a tenant and no credential. Its answers are input like any other: lines
 //! are bounded in length and number, text is cleaned before it reaches a log, and files are checked before use.
@@ -20,6 +23,7 @@
 mod alarms;
 mod assemble;
 mod child;
+mod copies;
 mod descriptors;
 #[cfg(feature = "planted-hole")]
 mod hole;
@@ -37,6 +41,7 @@ pub use self::child::main;
 pub use self::launch::{BoxLauncher, BuildBox, Launcher, ProcessLauncher, WorkerLimits, WorkerSpec};
 #[cfg(feature = "service")]
 pub(crate) use self::{
+    copies::read as read_copies,
     launch::MAX_DESCRIPTOR,
     protocol::{
         AssembleJob, Control, Edit, EditContent, HashTree, ImageRequest, IndexJob, Job, LayerInput,

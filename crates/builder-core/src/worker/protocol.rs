@@ -11,7 +11,7 @@ use crate::{
 
 /// Raised when the lines change: parent and worker are one binary, and a mismatch means that it was replaced while
 /// the parent ran.
-pub(crate) const PROTOCOL_VERSION: u32 = 2;
+pub(crate) const PROTOCOL_VERSION: u32 = 3;
 
 /// The first line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,6 +59,8 @@ pub(crate) struct AssembleJob {
     pub(crate) staging_directory: Option<PathBuf>,
     /// An empty file.
     pub(crate) output: i32,
+    /// An empty file for the list of what the parent is to copy.
+    pub(crate) copies: i32,
     pub(crate) max_index_bytes: u64,
     /// A file with the leaf hashes of all packs, where the image gets a hash tree.
     pub(crate) leaves: Option<i32>,
@@ -137,9 +139,10 @@ pub(crate) enum WorkerEvent {
     Init { path: Option<String> },
     /// The tree stands.
     Folded { inodes: u64 },
-    /// The image is complete.
+    /// The image is complete but for so many ranges that are in the list.
     Written {
         size_bytes: u64,
+        copies: u64,
         inodes_used: u64,
         verity: Option<HashTree>,
     },

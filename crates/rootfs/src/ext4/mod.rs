@@ -86,6 +86,33 @@ pub const WRITER_VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Native;
 
+impl Native {
+    /// Writes an image without the contents of files, for a caller that copies these itself: what is to be copied, in
+    /// ascending order of the image. [`ImageOptions::findings`] are left out, as the image is not whole yet.
+    ///
+    /// # Errors
+    /// As [`ImageBackend::write`].
+    pub fn write_without_contents(
+        &self,
+        tree: &Tree,
+        packs: &Packs,
+        options: &ImageOptions,
+        output: &File,
+    ) -> Result<(ImageSummary, Vec<BodyCopy>), ImageError> {
+        let plan = plan(tree, options)?;
+        let verity = plan.emit_without_contents(packs, output)?;
+        let summary = ImageSummary {
+            size_bytes: plan.size_bytes(),
+            uuid: plan.uuid(),
+            inodes_used: plan.inodes_used(),
+            verity,
+            sha256: None,
+            chunks: None,
+        };
+        Ok((summary, plan.copies()))
+    }
+}
+
 impl ImageBackend for Native {
     fn name(&self) -> &'static str {
         "native"

@@ -50,6 +50,49 @@ impl Plan<'_> {
         self.emit_and_find(packs, sink, Findings::default())
     }
 
+    /// Writes everything but the contents of files: the file system's structures, and the hash tree where the plan has
+    /// one. What [`Plan::copies`] lists is left to the caller ([`ImageSink::copy_from_pack`]); the image is whole when all
+    /// of it was copied.
+    ///
+    /// # Errors
+    /// As [`Plan::emit`].
+    pub fn emit_without_contents(
+        &self,
+        packs: &Packs,
+        sink: &dyn ImageSink,
+    ) -> Result<Option<Verity>, ImageError> {
+        let parts = self.emit_structures(packs, sink, self.verity.is_some())?;
+        let tree = self
+            .verity
+            .as_ref()
+            .map(|geometry| parts.write_tree(geometry.clone(), false));
+        let tree = tree.transpose().map_err(io_error("write the hash tree"))?;
+        Ok(tree.map(|(verity, _)| verity))
+    }
+
+    /// Gives the image its length and the file system's structures.
+    fn emit_structures<'a>(
+        &self,
+        packs: &'a Packs,
+        sink: &'a dyn ImageSink,
+        hashes: bool,
+    ) -> Result<Parts<'a>, ImageError> {
+        let copies = self.copies();
+        if let Some(copy) = copies.iter().find(|copy| packs.get(copy.pack).is_none()) {
+            return Err(ImageError::MissingPack { pack: copy.pack });
+        }
+        sink.set_len(self.size_bytes())
+            .map_err(io_error("set the size of the image"))?;
+        let recorder = Recorder::new(sink, hashes);
+        self.emit_metadata(&recorder)?;
+        Ok(Parts {
+            copies,
+            written: recorder.finish(),
+            packs,
+            sink,
+        })
+    }
+
     /// The same, and finds out what is asked for.
     ///
     /// # Errors
@@ -60,21 +103,8 @@ impl Plan<'_> {
         sink: &dyn ImageSink,
         findings: Findings,
     ) -> Result<Emitted, ImageError> {
-        let copies = self.copies();
-        if let Some(copy) = copies.iter().find(|copy| packs.get(copy.pack).is_none()) {
-            return Err(ImageError::MissingPack { pack: copy.pack });
-        }
-        sink.set_len(self.size_bytes())
-            .map_err(io_error("set the size of the image"))?;
         let file_system_blocks = self.file_system_bytes() / BLOCK_BYTES;
-        let recorder = Recorder::new(sink, findings.chunks || self.verity.is_some());
-        self.emit_metadata(&recorder)?;
-        let parts = Parts {
-            copies,
-            written: recorder.finish(),
-            packs,
-            sink,
-        };
+        let parts = self.emit_structures(packs, sink, findings.chunks || self.verity.is_some())?;
         let hash_file_system = || parts.digest(Sha256::new(), 0, file_system_blocks);
         thread::scope(|scope| {
             let hasher = findings.sha256.then(|| {

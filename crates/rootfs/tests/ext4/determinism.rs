@@ -6,7 +6,7 @@ use crate::{
 };
 use rootfs::{
     Metadata,
-    ext4::Native,
+    ext4::{ImageSink as _, Native},
     image::{ImageBackend as _, ImageOptions},
 };
 
@@ -28,6 +28,20 @@ fn two_runs_give_the_same_bytes() {
             });
         });
         assert_eq!(first, image.sha256(), "{name}: from pack files");
+        // The contents by somebody else, the last first.
+        let image = Image::create();
+        let (_, copies) = Native
+            .write_without_contents(&fixture.tree, &packs, &options, &image.file)
+            .unwrap();
+        assert_ne!(first, image.sha256(), "{name}: without contents");
+        for copy in copies.iter().rev() {
+            let pack = packs.get(copy.pack).unwrap();
+            image
+                .file
+                .copy_from_pack(pack, copy.pack_offset, copy.image_offset, copy.length)
+                .unwrap();
+        }
+        assert_eq!(first, image.sha256(), "{name}: contents afterwards");
     }
 }
 
