@@ -33,6 +33,9 @@ pub(crate) fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
     }
     debian::can_install()?;
     debian::install()?;
+    for name in BUILT.into_iter().filter(|name| is_wanted(name, arguments)) {
+        lab::image(context, name)?;
+    }
     println!("building the release (some minutes, the first time)");
     run(&mut context.cargo(&[
         "build",
@@ -44,9 +47,6 @@ pub(crate) fn bench(context: &Context, arguments: &[&str]) -> Result<()> {
         "builderd-bench",
         "--bins",
     ]))?;
-    for name in BUILT.into_iter().filter(|name| is_wanted(name, arguments)) {
-        lab::image(context, name)?;
-    }
     let release = context.target.join("release");
     let mut bench = Command::new(release.join("builderd-bench"));
     bench.arg("run");

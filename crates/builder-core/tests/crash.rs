@@ -121,7 +121,7 @@ async fn a_build_that_was_running_starts_over_and_its_leftovers_are_gone() {
     let build = builder.get(&alice(), &id).await.unwrap();
     assert_eq!(build.state, BuildState::Completed, "{:?}", build.error_message);
     assert_eq!(leftovers(directory.path()), Vec::<PathBuf>::new());
-    assert_eq!(files_below(&directory.path().join("output")).len(), 2);
+    assert_eq!(files_below(&directory.path().join("output")).len(), 3);
     assert!(
         log.iter()
             .zip(1..)

@@ -137,6 +137,41 @@ async fn a_service_that_is_killed_at_any_step_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_killed_while_it_copies_or_notes_an_image_loses_nothing() {
+    let registry = Registry::start().unwrap();
+    let reference = registry.publish("team/app", "1", &sample().build());
+    for step in ["Reused the image", "Published the image"] {
+        let directory = tempfile::tempdir().unwrap();
+        // The image of the first build is the one that the second copies.
+        for die_at in ["The build is complete", step] {
+            let (mut killed, _) = serve(directory.path(), &reference, Some(die_at));
+            assert_eq!(killed.wait().unwrap().signal(), Some(9), "{step}");
+        }
+        // What a write that was cut short by the kill leaves, beside the record that it was to replace.
+        let records = files_below(&directory.path().join("workspace/cache/images"));
+        for record in records {
+            let text = fs::read(&record).unwrap();
+            fs::write(
+                record.with_file_name(".unfinished-killed"),
+                &text[..text.len() / 2],
+            )
+            .unwrap();
+        }
+        let (_builder, ended) = take_up(directory.path()).await;
+        assert_eq!(ended.len(), 2, "{step}");
+        check(directory.path(), &ended, step);
+        let reused = |log: &[LogLine]| {
+            log.iter()
+                .any(|line| line.message.starts_with("Reused the image"))
+        };
+        assert!(
+            ended.iter().any(|(_, log)| reused(log)),
+            "{step}: no image was reused"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_killed_again_and_again_loses_nothing() {
     let registry = Registry::start().unwrap();
     let reference = registry.publish("team/app", "1", &sample().build());
