@@ -84,7 +84,8 @@ pub(crate) fn read(
     Ok(copies)
 }
 
-#[cfg(all(test, feature = "service"))]
+#[cfg(test)]
+#[cfg(feature = "service")]
 mod tests {
     use super::*;
 
