@@ -143,6 +143,9 @@ pub enum ServiceError {
     /// The service is shutting down.
     #[error("{0}")]
     Unavailable(String),
+    /// The database takes no changes; the caller may try again.
+    #[error("the database takes no changes at the moment: try again later")]
+    DatabaseUnavailable,
     /// Not built yet.
     #[error("{feature} is not implemented yet")]
     Unimplemented {
@@ -186,6 +189,12 @@ pub enum StartErrorKind {
     Registry,
     /// The asset client could not be made.
     AssetManager,
+    /// There is no such bucket.
+    Bucket,
+    /// The credentials cannot be read, are refused, or do not allow to put, list and delete objects.
+    BucketCredentials,
+    /// The bucket gives no answer, or none that makes sense.
+    BucketEndpoint,
 }
 
 impl StartError {

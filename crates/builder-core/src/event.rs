@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::build::{BuildState, ImageMetadata};
+use crate::build::{BuildMetrics, BuildState, ImageMetadata};
 
 /// How much an operator or a tenant should care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +110,8 @@ pub enum Event {
     },
     /// What the image's configuration says, as soon as it is known.
     Metadata(Box<ImageMetadata>),
+    /// What a build took that ends without an image.
+    Spent(Box<BuildMetrics>),
 }
 
 /// Where a running build tells what happens. Cloned into every part of the pipeline.

@@ -4,6 +4,7 @@ use std::{ffi::OsString, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use builder_core::{
     StartError, StartErrorKind,
+    artifact::ArtifactConfig,
     service::{Builder, BuilderConfig, Check},
 };
 use oci_fetch::{ClientConfig, FetchError, Loopback};
@@ -98,7 +99,7 @@ impl Daemon {
         };
         let builder = Builder::start(builder_config(config, worker_command)?)
             .await
-            .map_err(start_error)?;
+            .map_err(|error| start_error(error, &config.artifacts))?;
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
@@ -167,6 +168,7 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
     Ok(BuilderConfig {
         fetch: fetch_config(config)?,
         database_directory: config.database_directory.clone(),
+        artifacts: config.artifacts.clone(),
         output_directory: config.output_directory.clone(),
         workspace_directory: config.workspace_directory.clone(),
         scratch_directory: config.scratch_directory.clone(),
@@ -179,9 +181,7 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
         guest_architecture: guest::ARCHITECTURE.to_owned(),
         backend: config.backend,
         cache_enabled: config.cache_enabled,
-        // Blobs and packs share the allowance half and half: a pack holds what its blob holds, uncompressed, but
-        // fewer of them are worth keeping.
-        pack_cache_max_bytes: config.cache_max_bytes / 2,
+        cache_max_bytes: config.cache_max_bytes,
         max_compressed_bytes: Some(config.max_image_bytes),
         layers_in_parallel: LAYERS_IN_PARALLEL,
         tenants: tiers(config)?,
@@ -199,13 +199,7 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
             source: Box::new(source),
         }
     };
-    let blob_cache_bytes = if config.cache_enabled {
-        config.cache_max_bytes / 2
-    } else {
-        0
-    };
     let mut fetch = ClientConfig::new(config.workspace_directory.join("cache"))
-        .with_cache_limit(blob_cache_bytes)
         .with_max_image_size(config.max_image_bytes)
         .with_pull_timeout(config.pull_timeout)
         .with_proxies(config.registry_proxies.clone())
@@ -281,8 +275,11 @@ fn tiers(config: &Config) -> Result<TierTable, DaemonError> {
 }
 
 /// Names the setting that is behind a failed start, where one is.
-fn start_error(error: StartError) -> DaemonError {
+fn start_error(error: StartError, artifacts: &ArtifactConfig) -> DaemonError {
     let setting = match error.kind {
+        StartErrorKind::Bucket | StartErrorKind::BucketCredentials | StartErrorKind::BucketEndpoint => {
+            bucket_setting(error.kind, artifacts)
+        }
         StartErrorKind::Database => "DATABASE_DATA_DIR",
         StartErrorKind::OutputDirectory => "ROOTFS_OUTPUT_DIR",
         StartErrorKind::WorkspaceDirectory => "WORKSPACE_DIR",
@@ -292,6 +289,18 @@ fn start_error(error: StartError) -> DaemonError {
     DaemonError::Setting {
         setting,
         source: Box::new(error),
+    }
+}
+
+/// Which setting of a bucket it is that does not work.
+fn bucket_setting(kind: StartErrorKind, artifacts: &ArtifactConfig) -> &'static str {
+    match (kind, artifacts) {
+        (StartErrorKind::Bucket, ArtifactConfig::S3(_)) => "STORAGE_S3_BUCKET",
+        (StartErrorKind::BucketCredentials, ArtifactConfig::S3(_)) => "STORAGE_S3_SECRET_KEY",
+        (_, ArtifactConfig::S3(config)) if config.endpoint.is_some() => "STORAGE_S3_ENDPOINT",
+        (StartErrorKind::Bucket, ArtifactConfig::Gcs(_)) => "STORAGE_GCS_BUCKET",
+        (StartErrorKind::BucketCredentials, ArtifactConfig::Gcs(_)) => "STORAGE_GCS_CREDENTIALS_PATH",
+        _ => "STORAGE_BACKEND",
     }
 }
 

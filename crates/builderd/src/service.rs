@@ -1,6 +1,6 @@
 //! The methods of `builder.v1.BuilderService`.
 
-use std::{collections::VecDeque, pin::Pin};
+use std::pin::Pin;
 
 use builder_core::service::{Builder, ListQuery};
 use futures_util::{Stream, StreamExt as _, stream};
@@ -130,16 +130,11 @@ impl BuilderService for Service {
         let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
         let build = self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
 
-        let mut last_lines = VecDeque::with_capacity(SHOWN_LOG_LINES);
-        let mut lines = std::pin::pin!(self.builder.logs(tenant, id, 1, false));
-        while let Some(line) = lines.next().await {
-            if last_lines.len() == SHOWN_LOG_LINES {
-                last_lines.pop_front();
-            }
-            last_lines.push_back(line.map_err(from_service_error)?.message);
-        }
+        let lines = self.builder.last_lines(&tenant, id, SHOWN_LOG_LINES).await;
+        let lines = lines.map_err(from_service_error)?;
+        let messages = lines.into_iter().map(|line| line.message).collect();
         Ok(Response::new(proto::GetBuildResponse {
-            build: Some(convert::build_job(build, last_lines.into())),
+            build: Some(convert::build_job(build, messages)),
         }))
     }
 

@@ -99,6 +99,9 @@ pub fn from_service_error(error: ServiceError) -> Status {
             with_info(Code::ResourceExhausted, &message, "QUOTA_EXHAUSTED", [])
         }
         ServiceError::Unavailable(_) => with_info(Code::Unavailable, &message, "DRAINING", []),
+        ServiceError::DatabaseUnavailable => {
+            with_info(Code::Unavailable, &message, "DATABASE_UNAVAILABLE", [])
+        }
         ServiceError::Unimplemented { feature } => with_info(
             Code::Unimplemented,
             &message,

@@ -483,8 +483,6 @@ fn values_of_another_form_are_refused_with_what_is_expected() {
 fn what_is_not_there_yet_is_refused_with_its_reason() {
     for (name, value) in [
         ("TLS_MODE", "file"),
-        ("STORAGE_BACKEND", "s3"),
-        ("STORAGE_BACKEND", "gcs"),
         ("DATABASE_TYPE", "postgres"),
         ("AUTH_MODE", "mtls"),
     ] {
@@ -633,5 +631,47 @@ fn every_setting_of_the_documented_list_is_known() {
         TENANT_ID USER_ID AUTH_MODE AUTH_TOKENS_FILE AUTH_SERVICE_IDS";
     for name in documented.split_whitespace() {
         assert!(SETTINGS.iter().any(|setting| setting.name == name), "{name}");
+    }
+}
+
+#[test]
+fn a_bucket_needs_its_settings_and_no_others() {
+    let bucket = [("STORAGE_BACKEND", "s3"), ("STORAGE_S3_BUCKET", "images")];
+    let with = |more: &[(&'static str, &'static str)]| production(&[&bucket, more].concat());
+    with(&[("STORAGE_S3_REGION", "eu-central-1")]).unwrap();
+    with(&[("STORAGE_S3_ENDPOINT", "http://127.0.0.1:9000")]).unwrap();
+    production(&[("STORAGE_BACKEND", "gcs"), ("STORAGE_GCS_BUCKET", "my_images")]).unwrap();
+    for (name, values, expected) in [
+        (
+            "no bucket",
+            vec![("STORAGE_BACKEND", "gcs")],
+            "UNKEY_BUILDERD_STORAGE_GCS_BUCKET",
+        ),
+        (
+            "no name of a bucket",
+            vec![("STORAGE_BACKEND", "gcs"), ("STORAGE_GCS_BUCKET", "a/b/c")],
+            "UNKEY_BUILDERD_STORAGE_GCS_BUCKET=\"a/b/c\"",
+        ),
+        ("no region", bucket.to_vec(), "UNKEY_BUILDERD_STORAGE_S3_REGION"),
+        (
+            "half of the keys",
+            [
+                &bucket[..],
+                &[("STORAGE_S3_REGION", "eu-1"), ("STORAGE_S3_ACCESS_KEY", "AKID")],
+            ]
+            .concat(),
+            "UNKEY_BUILDERD_STORAGE_S3_SECRET_KEY",
+        ),
+        (
+            "another backend's",
+            vec![("STORAGE_GCS_PROJECT", "p")],
+            "it is for UNKEY_BUILDERD_STORAGE_BACKEND=gcs",
+        ),
+    ] {
+        let refused = refusal(production(&values));
+        assert!(
+            refused.contains(expected) && !refused.contains("AKID"),
+            "{name}: {refused}"
+        );
     }
 }

@@ -11,16 +11,15 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{ArtifactError, ArtifactKey, ArtifactStore, Published, StagedImage, StoredArtifact};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ArtifactError, ArtifactKey, ArtifactStore, IMAGE_ENDING, Published, StagedImage, StoredArtifact, build_of,
+};
 use crate::{
     build::BuildId,
-    pipeline::{UNFINISHED_MARK, machine_path, metadata_path},
+    pipeline::{machine_path, metadata_path},
 };
-
-const IMAGE_ENDING: &str = ".ext4";
-
-/// Of all that belongs to an image; [`crate::pipeline::sidecar_paths`] makes them.
-const SIDECAR_ENDINGS: [&str; 2] = [".metadata.json", ".firecracker.json"];
 
 /// Bytes of a block in `st_blocks` (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -76,21 +75,28 @@ impl ArtifactStore for LocalStore {
         &'a self,
         key: &'a ArtifactKey,
         staged: &'a StagedImage,
+        stop: &'a CancellationToken,
     ) -> BoxFuture<'a, Result<Published, ArtifactError>> {
         let image = self.image(key);
         let staged = staged.clone();
+        // Where the pipeline wrote the image into its place, it is there already: a stop comes too late.
+        if staged.image != image && stop.is_cancelled() {
+            return async { Err(ArtifactError::stopped("publish the image")) }.boxed();
+        }
         blocking("publish the image", move || {
-            let metadata = metadata_path(&image);
+            let (metadata, machine) = (metadata_path(&image), machine_path(&image));
             if staged.image != image {
-                // The metadata first: an image that is there has its metadata.
+                // The sidecars first: an image that is there has them.
                 fs::rename(&staged.metadata, &metadata)?;
-                absent_is_fine(fs::rename(machine_path(&staged.image), machine_path(&image)))?;
+                fs::rename(&staged.machine, &machine)?;
                 fs::rename(&staged.image, &image)?;
                 sync_directory(&image)?;
             }
-            Ok(Published {
-                stored_bytes: allocated(&fs::metadata(&image)?) + allocated(&fs::metadata(&metadata)?),
-            })
+            let mut stored_bytes = 0;
+            for path in [image, metadata, machine] {
+                stored_bytes += allocated(&fs::metadata(path)?);
+            }
+            Ok(Published { stored_bytes })
         })
         .boxed()
     }
@@ -114,6 +120,15 @@ impl ArtifactStore for LocalStore {
                 .await
                 .ok()
         }
+        .boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), ArtifactError>> {
+        let directory = self.directory.clone();
+        blocking("write to the output directory", move || {
+            fs::create_dir_all(&directory)?;
+            tempfile::tempfile_in(directory).map(drop)
+        })
         .boxed()
     }
 }
@@ -174,20 +189,6 @@ fn list(directory: &Path) -> io::Result<Vec<StoredArtifact>> {
     Ok(found.into_iter().map(artifact).collect())
 }
 
-/// Which build a file is of, finished or not; `None` for a name that no build makes.
-fn build_of(path: &Path) -> Option<BuildId> {
-    let name = path.file_name()?.to_str()?;
-    let name = match name.strip_prefix('.') {
-        Some(hidden) => hidden.split_once(UNFINISHED_MARK)?.0,
-        None => name,
-    };
-    let stem = [IMAGE_ENDING]
-        .into_iter()
-        .chain(SIDECAR_ENDINGS)
-        .find_map(|ending| name.strip_suffix(ending))?;
-    stem.parse().ok()
-}
-
 fn allocated(metadata: &Metadata) -> u64 {
     metadata.blocks() * STAT_BLOCK_BYTES
 }
@@ -219,6 +220,7 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{artifact::ArtifactFault, pipeline::UNFINISHED_MARK};
 
     fn key(tenant: &str) -> ArtifactKey {
         ArtifactKey {
@@ -304,20 +306,28 @@ mod tests {
         let image = directory.path().join("staged.ext4");
         let staged = StagedImage {
             metadata: metadata_path(&image),
+            machine: machine_path(&image),
             image,
             checksum: String::new(),
         };
         write(&staged.image);
         write(&staged.metadata);
-        let published = store.publish(&mine, &staged).await.unwrap();
-        assert!(published.stored_bytes >= 2 * 5000);
+        write(&staged.machine);
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let stopped = store.publish(&mine, &staged, &stop).await.unwrap_err();
+        assert_eq!(stopped.fault, ArtifactFault::Stopped);
+        assert!(staged.image.exists() && !store.location(&mine).exists());
+        let stop = CancellationToken::new();
+        let published = store.publish(&mine, &staged, &stop).await.unwrap();
+        assert!(published.stored_bytes >= 3 * 5000);
         let place = store.location(&mine);
-        assert!(place.exists() && metadata_path(&place).exists());
-        assert!(!staged.image.exists() && !staged.metadata.exists());
+        assert!(place.exists() && metadata_path(&place).exists() && machine_path(&place).exists());
+        assert!(!staged.image.exists() && !staged.metadata.exists() && !staged.machine.exists());
         let absent = StagedImage {
             image: directory.path().join("absent.ext4"),
             ..staged
         };
-        assert!(store.publish(&key("bob"), &absent).await.is_err());
+        assert!(store.publish(&key("bob"), &absent, &stop).await.is_err());
     }
 }

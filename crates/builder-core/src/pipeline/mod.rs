@@ -128,7 +128,7 @@ struct Work<'a> {
     progress: &'a Progress,
     stop: &'a Stop,
     sums: Sums,
-    usage: Mutex<Usage>,
+    usage: &'a Mutex<Usage>,
 }
 
 impl Work<'_> {
@@ -193,8 +193,9 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<Outcome, BuildError> {
     let stop = Stop::default();
+    let usage = Mutex::default();
     let progress = Progress::new(events);
-    let mut work = pin!(build(config, request, output, &progress, &stop));
+    let mut work = pin!(build(config, request, output, &progress, &stop, &usage));
     let mut cancelled = pin!(cancel.cancelled());
     let mut timed_out = pin!(async {
         match config.limits.timeout {
@@ -210,7 +211,12 @@ pub async fn run(
         // A stop is a signal, not the end: the work is driven on until it has cleared up behind itself.
         tokio::select! {
             biased;
-            result = &mut work => return result,
+            result = &mut work => {
+                if result.is_err() {
+                    report_spent(config, &progress, &usage).await;
+                }
+                return result;
+            }
             () = &mut cancelled, if !stop.is_stopped() => stop.stop(Reason::Cancelled),
             limit = &mut timed_out, if !stop.is_stopped() => stop.stop(Reason::TimedOut(limit)),
             never = &mut watch => match never {},
@@ -224,6 +230,7 @@ async fn build(
     output: &Path,
     progress: &Progress,
     stop: &Stop,
+    usage: &Mutex<Usage>,
 ) -> Result<Outcome, BuildError> {
     let events = progress.events();
     // An image that could not be put anywhere is not worth a download.
@@ -278,7 +285,7 @@ async fn build(
         progress,
         stop,
         sums: Sums::default(),
-        usage: Mutex::default(),
+        usage,
     };
     plan(&work, compressed_bytes)?;
     progress.plan(n_layers, compressed_bytes);
@@ -397,6 +404,23 @@ async fn build(
         metadata: shaped.metadata,
         metrics,
     })
+}
+
+/// Tells what the workers of a build took that ends without an image: that counts as any other.
+async fn report_spent(config: &PipelineConfig, progress: &Progress, usage: &Mutex<Usage>) {
+    let usage = *usage.lock().unwrap_or_else(PoisonError::into_inner);
+    if usage.cpu_time.is_zero() && usage.peak_memory_bytes == 0 {
+        return;
+    }
+    let metrics = BuildMetrics {
+        memory_peak_bytes: Some(usage.peak_memory_bytes).filter(|bytes| *bytes > 0),
+        cpu_time_ms: Some(u64::try_from(usage.cpu_time.as_millis()).unwrap_or(u64::MAX)),
+        io_read_bytes: Some(usage.read_bytes),
+        io_write_bytes: Some(usage.written_bytes),
+        isolation: config.launcher.isolation(),
+        ..BuildMetrics::default()
+    };
+    progress.events().send(Event::Spent(Box::new(metrics))).await;
 }
 
 /// Compares what the manifest says with what the build may use, before the first byte of a layer.

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tenant::{TenantId, TenantRecord};
 
-use super::{Inner, PATIENCE, database_failed, live::EndReason, queue::Waiting, run, unstorable, validate};
+use super::{Inner, PATIENCE, database_failed, live::EndReason, queue::Waiting, run, validate};
 use crate::{
     build::{Build, BuildId, BuildState},
     error::ServiceError,
@@ -16,7 +16,7 @@ use crate::{
 pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
     let checked = validate::request(&request)?;
     if inner.unstored.load(Ordering::Relaxed) > 0 {
-        return Err(unstorable());
+        return Err(ServiceError::DatabaseUnavailable);
     }
     if inner.storage_full.load(Ordering::Relaxed) {
         let limit = inner.config.storage_max_bytes.unwrap_or(0);

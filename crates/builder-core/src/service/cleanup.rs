@@ -170,7 +170,7 @@ async fn least_recently_used(inner: &Inner) -> Result<Vec<KeptImage>, StoreError
 pub(super) enum Orphans {
     Keep,
     /// Removed, unless they are older than the database: then they were another's, and an operator who started with a new
-    /// database by mistake must not lose all images.
+    /// database by mistake must not lose all images. Never where they may be another service's, as in a bucket.
     Remove,
 }
 
@@ -187,6 +187,7 @@ pub(super) async fn sweep(inner: &Inner, orphans: Orphans) -> Result<(), StoreEr
         }
     };
     // Names of builds are precise to the millisecond.
+    let keeps_all = orphans == Orphans::Keep || inner.artifacts.is_shared();
     let born = inner.store.born_at().await? - Duration::from_millis(1);
     let mut strangers = 0_u64;
     for artifact in artifacts {
@@ -203,7 +204,7 @@ pub(super) async fn sweep(inner: &Inner, orphans: Orphans) -> Result<(), StoreEr
         {
             FileClaim::Needed => {}
             FileClaim::Removed => inner.remove_files(&artifact.key).await,
-            FileClaim::Unknown if orphans == Orphans::Keep => {}
+            FileClaim::Unknown if keeps_all => {}
             FileClaim::Unknown if is_ours => {
                 tracing::warn!(build.id = %artifact.key.build, "Removing an image without a build");
                 inner.remove_files(&artifact.key).await;

@@ -34,7 +34,7 @@ pub enum Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// Output, workspace and scratch directories take files.
+    /// Workspace and scratch directories take files, and so does the place of the images.
     pub storage: Check,
     /// The database answers and takes writes.
     pub database: Check,
@@ -48,14 +48,17 @@ pub(super) async fn check(inner: &Inner) -> Health {
     let storage = async {
         let config = &inner.config;
         let directories = [
-            ("output", config.output_directory.clone()),
             ("workspace", config.workspace_directory.clone()),
             ("scratch", config.scratch_directory.clone()),
         ];
         within_time(async move {
             tokio::task::spawn_blocking(move || writable(&directories))
                 .await
-                .unwrap_or_else(|error| Err(error.to_string()))
+                .unwrap_or_else(|error| Err(error.to_string()))?;
+            inner.artifacts.check().await.map_err(|error| {
+                let reason = &error.source;
+                format!("{error}: {reason}")
+            })
         })
         .await
     };

@@ -16,6 +16,7 @@
 //! time is over, and images when room is needed.
 
 mod accept;
+mod artifacts;
 mod cleanup;
 mod follow;
 mod health;
@@ -56,7 +57,7 @@ use self::{
 };
 pub use crate::store::TenantUsage;
 use crate::{
-    artifact::{ArtifactKey, ArtifactStore, LocalStore},
+    artifact::{ArtifactConfig, ArtifactKey, ArtifactStore},
     build::{Build, BuildId, BuildState},
     error::{ServiceError, StartError, StartErrorKind},
     event::LogLine,
@@ -64,7 +65,7 @@ use crate::{
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
-    store::{Store, StoreError},
+    store::{Store, StoreError, last_lines},
     worker::{Alarms, Launcher, ProcessLauncher},
 };
 
@@ -84,9 +85,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct BuilderConfig {
     /// Holds `builderd.db`.
     pub database_directory: PathBuf,
-    /// Finished images: `<tenant>/<build_id>.ext4` and `<tenant>/<build_id>.metadata.json`.
+    /// Where finished images are kept. In a bucket, none is reused for a later build: the file that would be copied is not
+    /// on this machine any more.
+    pub artifacts: ArtifactConfig,
+    /// Finished images, when they are kept on this machine: `<tenant>/<build_id>.ext4` and what belongs to them.
     pub output_directory: PathBuf,
-    /// Holds the caches (`cache/blobs`, `cache/packs`) and unfinished layer packs.
+    /// Holds the caches (`cache/blobs`, `cache/packs`), unfinished layer packs, and images on their way into a bucket
+    /// (`artifacts`).
     pub workspace_directory: PathBuf,
     /// Holds small files only.
     pub scratch_directory: PathBuf,
@@ -106,15 +111,15 @@ pub struct BuilderConfig {
     pub guest_architecture: String,
     /// Which writer makes the images.
     pub backend: Backend,
-    /// Whether layer packs are kept between builds (STORAGE_CACHE_ENABLED).
+    /// Whether blobs and layer packs are kept between builds (STORAGE_CACHE_ENABLED).
     pub cache_enabled: bool,
-    /// Bytes that the pack cache may take.
-    pub pack_cache_max_bytes: u64,
+    /// Bytes that cached blobs and layer packs may take together (STORAGE_CACHE_MAX_SIZE_GB).
+    pub cache_max_bytes: u64,
     /// Compressed bytes of all layers of an image; `None` for no limit (DOCKER_MAX_IMAGE_SIZE_GB).
     pub max_compressed_bytes: Option<u64>,
     /// Layers that one build pulls and indexes at the same time, at least 1.
     pub layers_in_parallel: usize,
-    /// How images are fetched.
+    /// How images are fetched; the bound of its cache is set from `cache_max_bytes`.
     pub fetch: oci_fetch::ClientConfig,
     /// What each tier may use on this machine.
     pub tenants: TierTable,
@@ -209,7 +214,7 @@ impl Builder {
         })?;
         // After the database: who has its lock is alone, so that what a sweep finds is nobody's any more.
         let pipeline = prepare(&config)?;
-        let artifacts = Arc::new(LocalStore::new(config.output_directory.clone()));
+        let artifacts = artifacts::open(&config).await?;
         let inner = Arc::new(Inner {
             artifacts,
             removals: RemovalLocks::default(),
@@ -336,6 +341,21 @@ impl Builder {
         follow::stream(Arc::clone(&self.inner), tenant, id, from_sequence, follow)
     }
 
+    /// The last lines of a build's log, at most `limit`, in their order.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied` for another tenant's.
+    pub async fn last_lines(
+        &self,
+        tenant: &TenantId,
+        id: BuildId,
+        limit: usize,
+    ) -> Result<Vec<LogLine>, ServiceError> {
+        self.inner.find(tenant, id).await?;
+        let read = move |connection: &_| last_lines(connection, id, limit);
+        self.inner.store.read(read).await.map_err(internal)
+    }
+
     /// Whether the service can build.
     pub async fn health(&self) -> Health {
         health::check(&self.inner).await
@@ -409,12 +429,16 @@ async fn detached<T: Send + 'static>(
 /// Makes the directories and what the pipeline needs.
 fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
     let staging_directory = config.workspace_directory.join("staging");
-    for (kind, directory) in [
-        (StartErrorKind::OutputDirectory, config.output_directory.as_path()),
-        (StartErrorKind::WorkspaceDirectory, &config.workspace_directory),
+    let is_local = config.artifacts == ArtifactConfig::Local;
+    let output = (StartErrorKind::OutputDirectory, config.output_directory.as_path());
+    for (kind, directory) in is_local.then_some(output).into_iter().chain([
+        (
+            StartErrorKind::WorkspaceDirectory,
+            config.workspace_directory.as_path(),
+        ),
         (StartErrorKind::WorkspaceDirectory, &staging_directory),
         (StartErrorKind::ScratchDirectory, &config.scratch_directory),
-    ] {
+    ]) {
         usable(directory).map_err(|error| {
             StartError::new(kind, format!("cannot write to {}", directory.display())).with_source(error)
         })?;
@@ -427,19 +451,23 @@ fn prepare(config: &BuilderConfig) -> Result<PipelineConfig, StartError> {
             })?,
         ),
     };
-    let max_pack_bytes = config.cache_enabled.then_some(config.pack_cache_max_bytes);
+    // Blobs and packs share the allowance half and half: a pack holds what its blob holds, uncompressed, but fewer of
+    // them are worth keeping.
+    let share_bytes = config.cache_max_bytes / 2;
+    let max_pack_bytes = config.cache_enabled.then_some(share_bytes);
     let packs = PackCache::open(&config.workspace_directory, max_pack_bytes).map_err(|error| {
         StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the pack cache").with_source(error)
     })?;
-    let images = config
-        .cache_enabled
+    let images = (config.cache_enabled && is_local)
         .then(|| ImageCache::open(&config.workspace_directory))
         .transpose()
         .map_err(|error| {
             StartError::new(StartErrorKind::WorkspaceDirectory, "cannot open the image cache")
                 .with_source(error)
         })?;
-    let fetch = oci_fetch::Client::new(config.fetch.clone()).map_err(|error| {
+    let max_blob_bytes = max_pack_bytes.unwrap_or(0);
+    let fetch = config.fetch.clone().with_cache_limit(max_blob_bytes);
+    let fetch = oci_fetch::Client::new(fetch).map_err(|error| {
         StartError::new(StartErrorKind::Registry, "cannot make the registry client").with_source(error)
     })?;
     Ok(PipelineConfig {
@@ -475,14 +503,10 @@ fn database_failed(error: StoreError) -> ServiceError {
     match error {
         StoreError::Sqlite(_) | StoreError::Stopped => {
             tracing::error!(error = &error as &dyn std::error::Error, "The database failed");
-            unstorable()
+            ServiceError::DatabaseUnavailable
         }
         error => internal(error),
     }
-}
-
-fn unstorable() -> ServiceError {
-    ServiceError::Unavailable("the database takes no changes at the moment: try again later".to_owned())
 }
 
 /// An error that only the operator can do something about.

@@ -19,7 +19,7 @@ use super::{
     validate,
 };
 use crate::{
-    artifact::{ArtifactError, ArtifactKey, Published, StagedImage},
+    artifact::{ArtifactError, ArtifactFault, ArtifactKey, Published, StagedImage},
     build::{BuildId, BuildMetrics, BuildState},
     error::{BuildError, BuildErrorKind},
     event::{self, Component, Event, EventSender, Level, LogLine},
@@ -165,18 +165,84 @@ async fn build(
     };
     inner.artifacts.prepare(&key).await.map_err(unwritable)?;
     let output = inner.artifacts.staging_path(&key);
-    let outcome = pipeline::run(&pipeline, request, &output, events, cancel).await?;
-    let staged = StagedImage {
-        image: outcome.image_path.clone(),
-        metadata: outcome.metadata_path.clone(),
-        checksum: outcome.checksum.clone(),
+    let begun = Instant::now();
+    let mut outcome = pipeline::run(&pipeline, request, &output, events.clone(), cancel.clone()).await?;
+    let deadline = pipeline.limits.timeout.map(|limit| (begun + limit, limit));
+    let published = match publish(inner, &key, &outcome, &events, &cancel, deadline).await {
+        Ok(published) => published,
+        Err(error) => {
+            events.send(Event::Spent(Box::new(outcome.metrics))).await;
+            return Err(error);
+        }
     };
-    let published = inner.artifacts.publish(&key, &staged).await.map_err(unwritable)?;
+    let total = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    outcome.metrics.total_duration_ms = Some(total);
     let registration = match &inner.assets {
         Some(assets) => Some(register(assets, &*inner.artifacts, &key, request, &outcome).await),
         None => None,
     };
     Ok((outcome, published, registration))
+}
+
+/// Puts the image into its place, within what the build has left of its time.
+async fn publish(
+    inner: &Inner,
+    key: &ArtifactKey,
+    outcome: &Outcome,
+    events: &EventSender,
+    cancel: &CancellationToken,
+    deadline: Option<(Instant, Duration)>,
+) -> Result<Published, BuildError> {
+    let staged = StagedImage {
+        image: outcome.image_path.clone(),
+        metadata: outcome.metadata_path.clone(),
+        machine: pipeline::machine_path(&outcome.image_path),
+        checksum: outcome.checksum.clone(),
+    };
+    let stop = cancel.child_token();
+    let location = inner.artifacts.location(key);
+    let is_elsewhere = location != staged.image;
+    if is_elsewhere {
+        let step = "uploading the image".to_owned();
+        events.send(Event::Progress { percent: 99, step }).await;
+    }
+    let mut publishing = inner.artifacts.publish(key, &staged, &stop);
+    let timed_out = async {
+        match deadline {
+            Some((moment, _)) => tokio::time::sleep_until(moment).await,
+            None => std::future::pending().await,
+        }
+    };
+    // A stop is a signal, not the end: the work is driven on until it has cleared up behind itself.
+    let result = tokio::select! {
+        biased;
+        result = &mut publishing => result,
+        () = timed_out => {
+            stop.cancel();
+            publishing.await
+        }
+    };
+    let published = result.map_err(|error| match error.fault {
+        ArtifactFault::Stopped if cancel.is_cancelled() => {
+            BuildError::new(BuildErrorKind::Cancelled, "the build was cancelled")
+        }
+        ArtifactFault::Stopped => {
+            let limit = deadline.map_or(0.0, |(_, limit)| limit.as_secs_f64());
+            let message = format!("the build took longer than the {limit} seconds that it may take");
+            BuildError::new(BuildErrorKind::TimedOut, message)
+        }
+        _ if is_elsewhere => BuildError::new(
+            BuildErrorKind::OutputNotWritable,
+            format!("the image cannot be put into the service's object store: {error}"),
+        )
+        .with_cause(error),
+        _ => unwritable(error),
+    })?;
+    if is_elsewhere {
+        let message = format!("Uploaded the image: {}", location.display());
+        events.log(Level::Info, Component::Publisher, message).await;
+    }
+    Ok(published)
 }
 
 fn unwritable(error: ArtifactError) -> BuildError {
@@ -296,10 +362,13 @@ async fn record(
                     change.progress = Some((percent, step));
                 }
                 Event::Metadata(metadata) => change.image_metadata = Some(*metadata),
+                Event::Spent(metrics) => change.metrics = Some(*metrics),
             }
         }
-        let only_figures =
-            change.lines.is_empty() && change.state.is_none() && change.image_metadata.is_none();
+        let only_figures = change.lines.is_empty()
+            && change.state.is_none()
+            && change.image_metadata.is_none()
+            && change.metrics.is_none();
         if only_figures && figures_stored.elapsed() < PROGRESS_INTERVAL {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, Rows, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{StoreError, from_integer, from_micros, to_integer, to_micros};
@@ -125,6 +125,27 @@ pub(crate) fn lines_after(
         to_integer(sequence),
         to_integer(limit as u64)
     ])?;
+    read_lines(id, &mut rows)
+}
+
+/// The last lines of a build, at most `limit`, in their order.
+pub(crate) fn last_lines(
+    connection: &Connection,
+    id: BuildId,
+    limit: usize,
+) -> Result<Vec<LogLine>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, timestamp, level, component, message, metadata FROM build_logs
+         WHERE build_ordinal = (SELECT ordinal FROM builds WHERE id = ?1)
+         ORDER BY sequence DESC LIMIT ?2",
+    )?;
+    let mut rows = statement.query(params![id.to_string(), to_integer(limit as u64)])?;
+    let mut lines = read_lines(id, &mut rows)?;
+    lines.reverse();
+    Ok(lines)
+}
+
+fn read_lines(id: BuildId, rows: &mut Rows<'_>) -> Result<Vec<LogLine>, StoreError> {
     let mut lines = Vec::new();
     while let Some(row) = rows.next()? {
         lines.push(LogLine {

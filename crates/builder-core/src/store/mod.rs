@@ -29,7 +29,7 @@ use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
 
 pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
-pub(crate) use logs::{NewLine, lines_after};
+pub(crate) use logs::{NewLine, last_lines, lines_after};
 pub(crate) use removal::{FileClaim, KeptImage, has_ended};
 pub use usage::TenantUsage;
 
@@ -51,9 +51,19 @@ pub(crate) enum StoreError {
     /// SQLite refused.
     #[error("the database failed")]
     Sqlite(#[from] rusqlite::Error),
-    /// The file is of a later version of builderd, or a migration failed.
+    /// A migration failed.
     #[error("the database could not be brought to this version")]
     Migration(#[source] rusqlite_migration::Error),
+    /// The file is of a later version of builderd.
+    #[error(
+        "the database has schema version {found}, and this builderd knows versions up to {known}: use a later one"
+    )]
+    TooNew {
+        /// The file's version.
+        found: i64,
+        /// The latest version of this program.
+        known: i64,
+    },
     /// Another process has the database.
     #[error("another builderd is using {path}", path = path.display())]
     Locked {
@@ -126,7 +136,7 @@ impl Store {
     /// as a migration takes.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when another process has it, [`StoreError::Migration`] for a file of a later version,
+    /// [`StoreError::Locked`] when another process has it, [`StoreError::TooNew`] for a file of a later version,
     /// [`StoreError::Open`] and [`StoreError::Sqlite`] for the rest.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         let opening = |path: &Path| {
@@ -151,6 +161,11 @@ impl Store {
         let path = directory.join("builderd.db");
         let mut connection = Connection::open(&path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if found > schema::VERSION {
+            let known = schema::VERSION;
+            return Err(StoreError::TooNew { found, known });
+        }
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "foreign_keys", true)?;

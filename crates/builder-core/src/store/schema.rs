@@ -77,6 +77,9 @@ INSERT INTO pulse VALUES (1, 0, COALESCE(
     CAST(unixepoch('subsec') * 1000000 AS INTEGER)));
 ";
 
+/// Migrations there are: the `user_version` of a file that has seen them all.
+pub(super) const VERSION: i64 = 3;
+
 /// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
 static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
     Migrations::new(vec![

@@ -3,11 +3,14 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use assetclient::ServiceName;
-use builder_core::request::Backend;
+use builder_core::{artifact::ArtifactConfig, request::Backend};
 use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
 
-use super::values::{ConfigError, Values};
+use super::{
+    storage,
+    values::{ConfigError, Values},
+};
 use crate::isolation::Insistence;
 
 /// Everything that `builderd serve` needs to know.
@@ -36,7 +39,9 @@ pub struct Config {
     pub build_timeout: Duration,
     /// Holds the database.
     pub database_directory: PathBuf,
-    /// Finished images.
+    /// Where finished images are kept.
+    pub artifacts: ArtifactConfig,
+    /// Finished images, when they are kept on this machine.
     pub output_directory: PathBuf,
     /// Small temporary files.
     pub scratch_directory: PathBuf,
@@ -125,6 +130,7 @@ impl Config {
         }
         let asset_manager = asset_manager(values, &mut errors);
         let tokens_file = tokens_file(values, &mut errors);
+        let artifacts = storage::artifacts(values, &mut errors);
         let registry_proxies = registry_proxies(values, &mut errors);
         if !values.flag("DOCKER_MIRROR_FALLBACK") && values.text("DOCKER_REGISTRY_MIRROR").is_empty() {
             errors.push(values.refuse(
@@ -147,6 +153,7 @@ impl Config {
             max_concurrent_builds: values.integer("MAX_CONCURRENT_BUILDS"),
             build_timeout: values.duration("BUILD_TIMEOUT"),
             database_directory: values.path("DATABASE_DATA_DIR"),
+            artifacts,
             output_directory: values.path("ROOTFS_OUTPUT_DIR"),
             scratch_directory: values.path("SCRATCH_DIR"),
             workspace_directory: values.path("WORKSPACE_DIR"),
@@ -208,11 +215,6 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
             "disabled",
             "TLS is not implemented yet: set UNKEY_BUILDERD_TLS_MODE=disabled and put a proxy that terminates TLS in \
              front of the service, or start with --dev",
-        ),
-        (
-            "STORAGE_BACKEND",
-            "local",
-            "object stores are not implemented yet: set UNKEY_BUILDERD_STORAGE_BACKEND=local",
         ),
         (
             "DATABASE_TYPE",

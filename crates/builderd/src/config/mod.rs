@@ -8,6 +8,7 @@
 mod daemon;
 mod duration;
 mod settings;
+mod storage;
 mod values;
 
 pub use daemon::{Config, LogConfig, LogFormat};

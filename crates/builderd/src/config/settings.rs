@@ -109,7 +109,6 @@ pub enum Effect {
 }
 
 const NOT_PORTABLE: &str = "the database is SQLite in this version";
-const NO_OBJECT_STORE: &str = "images are kept on the local disk in this version";
 const NO_TLS: &str =
     "the service port speaks plaintext in this version: put a proxy that terminates TLS in front of it";
 const NO_SPIFFE: &str = "callers are not known by certificates in this version: use AUTH_MODE=bearer";
@@ -247,8 +246,7 @@ pub const SETTINGS: &[Setting] = &[
         "local",
         Form::Word(&["local", "s3", "gcs"]),
         "Where images are kept",
-    )
-    .partial(),
+    ),
     works(
         "STORAGE_RETENTION_DAYS",
         "30",
@@ -278,25 +276,51 @@ pub const SETTINGS: &[Setting] = &[
         "",
         Form::Text,
         "Bucket for STORAGE_BACKEND=s3",
+    ),
+    works(
+        "STORAGE_S3_REGION",
+        "",
+        Form::Text,
+        "Its region; needed without STORAGE_S3_ENDPOINT",
+    ),
+    works(
+        "STORAGE_S3_ENDPOINT",
+        "",
+        Form::Url,
+        "Its service, when it is not Amazon's own",
+    ),
+    works(
+        "STORAGE_S3_ACCESS_KEY",
+        "",
+        Form::Text,
+        "Access key; without, the machine's role is used",
     )
-    .not_yet(NO_OBJECT_STORE),
-    works("STORAGE_S3_REGION", "", Form::Text, "Its region").not_yet(NO_OBJECT_STORE),
-    works("STORAGE_S3_ENDPOINT", "", Form::Url, "Its endpoint").not_yet(NO_OBJECT_STORE),
-    works("STORAGE_S3_ACCESS_KEY", "", Form::Text, "Its access key")
-        .not_yet(NO_OBJECT_STORE)
-        .secret(),
-    works("STORAGE_S3_SECRET_KEY", "", Form::Text, "Its secret key")
-        .not_yet(NO_OBJECT_STORE)
-        .secret(),
+    .secret(),
+    works(
+        "STORAGE_S3_SECRET_KEY",
+        "",
+        Form::Text,
+        "Secret key of the access key",
+    )
+    .secret(),
     works(
         "STORAGE_GCS_BUCKET",
         "",
         Form::Text,
         "Bucket for STORAGE_BACKEND=gcs",
-    )
-    .not_yet(NO_OBJECT_STORE),
-    works("STORAGE_GCS_PROJECT", "", Form::Text, "Its project").not_yet(NO_OBJECT_STORE),
-    works("STORAGE_GCS_CREDENTIALS_PATH", "", Form::Path, "Its credentials").not_yet(NO_OBJECT_STORE),
+    ),
+    works(
+        "STORAGE_GCS_PROJECT",
+        "",
+        Form::Text,
+        "Project that requests are charged to; without, the bucket's own",
+    ),
+    works(
+        "STORAGE_GCS_CREDENTIALS_PATH",
+        "",
+        Form::Path,
+        "A service account's key; without, the machine's account is used",
+    ),
     works(
         "CLEANUP_INTERVAL",
         "1h",

@@ -12,6 +12,9 @@ async fn a_database_of_version_2_is_brought_to_this_one_with_everything_in_it() 
     connection.execute_batch(VERSION_2).unwrap();
     drop(connection);
     let store = Store::open(directory.path()).unwrap();
+    let version =
+        store.read(|connection| Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?));
+    assert_eq!(version.await.unwrap(), schema::VERSION);
 
     let alice: tenant::TenantId = "alice".parse().unwrap();
     let listed = store.list(alice.clone(), Vec::new(), None, 10).await.unwrap();
@@ -52,7 +55,7 @@ async fn a_refused_database_of_a_later_version_is_left_as_it_is() {
     let error = Store::open(directory.path()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the database could not be brought to this version"
+        "the database has schema version 1000, and this builderd knows versions up to 3: use a later one"
     );
     let connection = Connection::open(&path).unwrap();
     let builds: i64 = connection
