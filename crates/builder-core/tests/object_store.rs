@@ -95,8 +95,8 @@ async fn a_build_ends_in_the_bucket_and_leaves_it_when_it_is_deleted() {
     let objects = server.objects();
     assert_eq!(server.names(), names_of(&build));
     let image = &objects[0].1;
-    assert_eq!(Some(hex::encode(Sha256::digest(image))), build.checksum);
-    assert_eq!(Some(image.len() as u64), build.size_bytes);
+    assert_eq!(Some(hex::encode(Sha256::digest(image))), build.rootfs_checksum);
+    assert_eq!(Some(image.len() as u64), build.rootfs_size_bytes);
     let metadata: serde_json::Value = serde_json::from_slice(&objects[2].1).unwrap();
     assert!(metadata.is_object());
     let stored: u64 = objects.iter().map(|(_, content)| content.len() as u64).sum();
@@ -114,8 +114,8 @@ async fn a_build_ends_in_the_bucket_and_leaves_it_when_it_is_deleted() {
     // A former image is not on this machine any more: the same one is made anew, and is the same.
     let again = service.ended(service.create().await.id).await;
     assert_eq!(
-        (again.state, again.checksum),
-        (BuildState::Completed, build.checksum)
+        (again.state, again.rootfs_checksum),
+        (BuildState::Completed, build.rootfs_checksum)
     );
 
     for id in [build.id, again.id] {
@@ -136,6 +136,7 @@ async fn a_build_that_is_cancelled_in_mid_upload_leaves_nothing() {
     assert!(!server.names().iter().any(|name| name.ends_with(".ext4")));
     let build = service.builder.cancel(&alice(), &id).await.unwrap();
     assert_eq!(build.state, BuildState::Cancelled);
+    assert!(build.metrics.cpu_time_ms.is_some(), "what it took counts");
     assert_eq!(server.names(), Vec::<String>::new());
     assert_eq!(server.unfinished_parts(), Vec::<PathBuf>::new());
     assert_eq!(server.requests(&Method::DELETE, "uploadId"), 1);

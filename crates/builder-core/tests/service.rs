@@ -521,3 +521,20 @@ async fn a_start_that_cannot_work_names_what_is_wrong() {
     assert_eq!(error.kind, StartErrorKind::Database);
     assert!(error.to_string().contains("another builderd"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_lines_are_the_end_of_the_log() {
+    let service = Service::start().await;
+    let id = service.create().await.id;
+    service.ended(id).await;
+    let all = lines(service.builder.logs(alice(), id, 0, false)).await.unwrap();
+    for limit in [0, 3, all.len(), 1000] {
+        let last = service.builder.last_lines(&alice(), id, limit).await.unwrap();
+        assert_eq!(last, all[all.len().saturating_sub(limit)..], "{limit}");
+    }
+    let others = service.builder.last_lines(&bob(), id, 3).await;
+    assert!(
+        matches!(others, Err(ServiceError::PermissionDenied)),
+        "{others:?}"
+    );
+}

@@ -25,7 +25,7 @@ const PART_BYTES: u64 = 8 << 20;
 /// Parts of an object, at most (ibid.).
 const MAX_PARTS: u64 = 10_000;
 
-/// Parts on their way at the same time. With the one that is being read, so many and one are in memory.
+/// Parts in memory at the same time: those on their way, and the one that is being read.
 const PARTS_AT_ONCE: usize = 4;
 
 const ACTION: &str = "upload the image";
