@@ -14,7 +14,11 @@ mod serve;
 use std::{fs, path::PathBuf, time::Duration};
 
 use builder_core::{
-    artifact::{ArtifactConfig, ArtifactKey, ArtifactStore, BucketStore, S3Config, S3Keys, StagedImage},
+    StartErrorKind,
+    artifact::{
+        ArtifactConfig, ArtifactFault, ArtifactKey, ArtifactStore, BucketStore, GcsConfig, S3Config, S3Keys,
+        StagedImage,
+    },
     build::{Build, BuildId, BuildState},
     pipeline::{machine_path, metadata_path},
     request::Secret,
@@ -266,12 +270,109 @@ async fn what_others_keep_in_the_bucket_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_a_bucket_that_cannot_be_used_says_what_is_wrong() {
+    let server = S3Server::start().await;
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    type Change = Box<dyn Fn(&mut S3Config)>;
+    let cases: [(&str, Change, StartErrorKind, &str); 4] = [
+        (
+            "no such bucket",
+            Box::new(|config| config.bucket = "absent".to_owned()),
+            StartErrorKind::Bucket,
+            "there is no such bucket",
+        ),
+        (
+            "wrong secret key",
+            Box::new(|config| {
+                config.keys.as_mut().unwrap().secret_key = Secret::new("wrong+secret".to_owned())
+            }),
+            StartErrorKind::BucketCredentials,
+            "the credentials are refused",
+        ),
+        (
+            "wrong access key",
+            Box::new(|config| config.keys.as_mut().unwrap().access_key = Secret::new("AKIDOTHER".to_owned())),
+            StartErrorKind::BucketCredentials,
+            "the credentials are refused",
+        ),
+        (
+            "nobody listens",
+            Box::new(move |config| config.endpoint = Some(closed.clone())),
+            StartErrorKind::BucketEndpoint,
+            "reach the bucket",
+        ),
+    ];
+    for (name, change, kind, said) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let mut s3 = s3_config(&server);
+        change(&mut s3);
+        let mut config = serve::config(directory.path(), worker_command("worker"));
+        config.artifacts = ArtifactConfig::S3(s3);
+        let error = Builder::start(config).await.unwrap_err();
+        let shown = format!("{error:?} {error}");
+        assert_eq!(error.kind, kind, "{name}: {shown}");
+        assert!(error.message.contains(said), "{name}: {shown}");
+        for secret in [ACCESS_KEY, SECRET_KEY, "wrong+secret", "AKIDOTHER"] {
+            assert!(!shown.contains(secret), "{name}: {shown}");
+        }
+    }
+    assert_eq!(server.names(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_went_away_is_unhealthy() {
     let server = S3Server::start().await;
     let service = Service::start_with(into_bucket(&server)).await;
     server.hang("list-type");
     let health = service.builder.health().await;
     assert!(matches!(health.storage, Check::Unhealthy(_)), "{health:?}");
+}
+
+/// The client for Google Cloud Storage against a server that is not Google's: it speaks S3, whose shape is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_for_cloud_storage_puts_lists_and_removes() {
+    let server = S3Server::start_with(false).await;
+    let directory = tempfile::tempdir().unwrap();
+    let credentials = directory.path().join("key.json");
+    let key = serde_json::json!({
+        "gcs_base_url": server.endpoint(), "disable_oauth": true,
+        "client_email": "", "private_key": "", "private_key_id": "",
+    });
+    fs::write(&credentials, key.to_string()).unwrap();
+    let gcs = GcsConfig {
+        bucket: BUCKET.to_owned(),
+        project: Some("my-project-1".to_owned()),
+        credentials: Some(credentials),
+    };
+    let store = BucketStore::gcs(&gcs, directory.path()).unwrap();
+    store.probe().await.unwrap();
+    let (key, staged) = stage(&store, 9 << 20).await;
+    let sent = fs::read(&staged.image).unwrap();
+    assert_eq!(
+        store.location(&key).to_str(),
+        Some(format!("gs://{BUCKET}/alice/{}.ext4", key.build).as_str())
+    );
+    store
+        .publish(&key, &staged, &CancellationToken::new())
+        .await
+        .unwrap();
+    assert!(server.objects()[0].1 == sent);
+    assert_eq!(store.list().await.unwrap().len(), 1);
+    store.remove(&key).await.unwrap();
+    assert_eq!(server.names(), Vec::<String>::new());
+
+    let absent = GcsConfig {
+        bucket: "absent".to_owned(),
+        ..gcs
+    };
+    let store = BucketStore::gcs(&absent, directory.path()).unwrap();
+    assert_eq!(
+        store.probe().await.unwrap_err().fault,
+        ArtifactFault::NoSuchBucket
+    );
 }
 
 /// An image of noise where the pipeline would have written it.

@@ -252,7 +252,8 @@ async fn the_queue_is_first_come_first_served_and_can_be_left() {
     assert!(matches!(late, ServiceError::FailedPrecondition(_)), "{late}");
     assert_eq!(
         common::files_below(&service.directory.path().join("output")).len(),
-        2
+        3,
+        "the image, its metadata and its machine configuration"
     );
 }
 

@@ -55,6 +55,8 @@ const HEALTH_COUNTS_FOR: Duration = Duration::from_secs(10);
 /// What begins the names of objects that the start puts and removes; no tenant is called so.
 const PROBE_PREFIX: &str = ".builderd-probe";
 
+/// What stands in an error about keys that do not fit: the status, as `object_store` writes it out.
+const REFUSALS: [&str; 2] = ["401 Unauthorized", "403 Forbidden"];
 /// The characters of an error that are kept: services answer with pages.
 const MAX_ERROR_CHARACTERS: usize = 600;
 
@@ -129,11 +131,12 @@ impl BucketStore {
     pub async fn probe(&self) -> Result<(), ArtifactError> {
         let object = ObjectPath::from(format!("{PROBE_PREFIX}-{}", uuid::Uuid::now_v7()));
         let work = async {
+            // First, because some servers make the bucket for whoever puts an object into it.
+            self.look().await?;
             self.objects
                 .put(&object, PutPayload::from_static(b"builderd was here\n"))
                 .await
                 .map_err(|error| self.failed("put an object into the bucket", &error))?;
-            self.look().await?;
             self.objects
                 .delete(&object)
                 .await
@@ -264,13 +267,6 @@ impl BucketStore {
 
     /// Puts what the client says into an error without the keys, which services answer with.
     fn failed(&self, action: &'static str, error: &object_store::Error) -> ArtifactError {
-        let fault = match error {
-            object_store::Error::NotFound { .. } => ArtifactFault::NoSuchBucket,
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                ArtifactFault::Refused
-            }
-            _ => ArtifactFault::Failed,
-        };
         let mut text = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(error) = source {
@@ -282,6 +278,16 @@ impl BucketStore {
             }
             source = error.source();
         }
+        let fault = match error {
+            object_store::Error::NotFound { .. } => ArtifactFault::NoSuchBucket,
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                ArtifactFault::Refused
+            }
+            // What goes wrong with a list is told in the service's own words only.
+            _ if text.contains("NoSuchBucket") => ArtifactFault::NoSuchBucket,
+            _ if REFUSALS.iter().any(|word| text.contains(word)) => ArtifactFault::Refused,
+            _ => ArtifactFault::Failed,
+        };
         for secret in self.secrets.iter().filter(|secret| !secret.is_empty()) {
             text = text.replace(secret.reveal(), "…");
         }

@@ -176,7 +176,10 @@ async fn a_database_of_a_later_version_is_refused() {
     drop(connection);
     assert!(matches!(
         Store::open(directory.path()),
-        Err(StoreError::Migration(_))
+        Err(StoreError::TooNew {
+            found: 1_000,
+            known: schema::VERSION
+        })
     ));
 }
 

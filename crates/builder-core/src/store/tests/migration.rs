@@ -12,8 +12,8 @@ async fn a_database_of_version_2_is_brought_to_this_one_with_everything_in_it() 
     connection.execute_batch(VERSION_2).unwrap();
     drop(connection);
     let store = Store::open(directory.path()).unwrap();
-    let version =
-        store.read(|connection| Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?));
+    let version = store
+        .read(|connection| Ok(connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))?));
     assert_eq!(version.await.unwrap(), schema::VERSION);
 
     let alice: tenant::TenantId = "alice".parse().unwrap();
