@@ -302,7 +302,7 @@ async fn a_start_with_a_bucket_that_cannot_be_used_says_what_is_wrong() {
             "nobody listens",
             Box::new(move |config| config.endpoint = Some(closed.clone())),
             StartErrorKind::BucketEndpoint,
-            "reach the bucket",
+            "failed to list the bucket",
         ),
     ];
     for (name, change, kind, said) in cases {
