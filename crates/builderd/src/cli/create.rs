@@ -256,7 +256,6 @@ impl Arguments {
             layer_mode: word(self.layer_mode),
             free_space_bytes: self.free_space.unwrap_or(0),
             free_inodes: self.free_inodes.unwrap_or(0),
-            ..Default::default()
         };
         let limits = TenantResourceLimits {
             max_memory_bytes: self.memory.unwrap_or(0),
