@@ -228,7 +228,7 @@ fn parts(results: &Results, fixture: &str) -> String {
         "
 What builds say of themselves, medians in milliseconds; pulling and indexing overlap.{hash}
 
-| flow | pull | index | fold to emit | hash, publish | all |
+| flow | pull | index | fold to copy, hash beside | rest of hash, publish | all |
 |---|---|---|---|---|---|
 {rows}"
     )
