@@ -141,6 +141,26 @@ fn flags_go_before_variables() {
     assert_eq!(values.source("BUILD_TIMEOUT"), Source::Default);
 }
 
+fn s3_variables() -> [(&'static str, &'static str); 6] {
+    [
+        ("STORAGE_BACKEND", "s3"),
+        ("STORAGE_S3_BUCKET", "images"),
+        ("STORAGE_S3_REGION", "eu-central-1"),
+        ("STORAGE_S3_ENDPOINT", "https://objects.example"),
+        ("STORAGE_S3_ACCESS_KEY", "AKIDEXAMPLE"),
+        ("STORAGE_S3_SECRET_KEY", "hunter2"),
+    ]
+}
+
+fn gcs_variables() -> [(&'static str, &'static str); 4] {
+    [
+        ("STORAGE_BACKEND", "gcs"),
+        ("STORAGE_GCS_BUCKET", "pictures"),
+        ("STORAGE_GCS_PROJECT", "my-project-1"),
+        ("STORAGE_GCS_CREDENTIALS_PATH", "/etc/builderd/gcs.json"),
+    ]
+}
+
 #[test]
 fn working_variables_take_effect() {
     type Seen = fn(&Config) -> String;
@@ -420,6 +440,26 @@ fn working_variables_take_effect() {
         "{refused}"
     );
 
+    let (s3, gcs) = (s3_variables(), gcs_variables());
+    for (variables, shown) in [(&s3[..], &s3[1..4]), (&gcs[..], &gcs[1..])] {
+        let artifacts = format!("{:?}", production(variables).unwrap().artifacts);
+        assert!(!artifacts.contains("hunter2"), "{artifacts}");
+        for (name, value) in shown {
+            assert!(artifacts.contains(value), "{name}: {artifacts}");
+        }
+    }
+    // Half a pair of keys opens nothing.
+    for (given, missing) in [
+        (&s3[..5], "STORAGE_S3_SECRET_KEY"),
+        (&[s3[0], s3[1], s3[2], s3[5]], "STORAGE_S3_ACCESS_KEY"),
+    ] {
+        let refused = refusal(production(given));
+        assert!(
+            refused.starts_with(&format!("UNKEY_BUILDERD_{missing}: ")),
+            "{refused}"
+        );
+    }
+
     // A variable that works and is missing is not proven to work.
     for setting in SETTINGS
         .iter()
@@ -430,7 +470,9 @@ fn working_variables_take_effect() {
             .map(|case| case.0)
             .chain(variables.map(|variable| variable.0))
             .chain(tokens.map(|variable| variable.0))
-            .chain(mirror_only.map(|variable| variable.0));
+            .chain(mirror_only.map(|variable| variable.0))
+            .chain(s3.map(|variable| variable.0))
+            .chain(gcs.map(|variable| variable.0));
         assert!(
             seen.into_iter().any(|name| name == setting.name),
             "{} is not in the table",
