@@ -100,16 +100,29 @@ pub(crate) fn run_boxed(
     (outcome, String::from_utf8_lossy(&output).into_owned())
 }
 
-/// The user id, as the host sees it, of the program in a group.
+/// The user id, as the host sees it, of the program in a group; not root's, which a member has until its box is set up.
+///
+/// # Panics
+/// When there is none within a minute.
 #[must_use]
 pub(crate) fn user_of_a_member(group: &sandbox::Group) -> u32 {
-    let members = std::fs::read_to_string(group.path().join("cgroup.procs")).unwrap();
-    // Of the members the helper and init have other names; the program of a descriptor is called after its number.
-    let status = members
-        .lines()
-        .filter_map(|process| std::fs::read_to_string(format!("/proc/{process}/status")).ok())
-        .find(|status| !status.starts_with("Name:\tsandbox") && !status.starts_with("Name:\t279"))
-        .unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
-    line.split_ascii_whitespace().next().unwrap().parse().unwrap()
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while std::time::Instant::now() < deadline {
+        let members = std::fs::read_to_string(group.path().join("cgroup.procs")).unwrap();
+        // Of the members the helper and init have other names; the program of a descriptor is called after its number.
+        let user = members
+            .lines()
+            .filter_map(|process| std::fs::read_to_string(format!("/proc/{process}/status")).ok())
+            .filter(|status| !status.starts_with("Name:\tsandbox") && !status.starts_with("Name:\t279"))
+            .filter_map(|status| {
+                let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+                line.split_ascii_whitespace().next()?.parse().ok()
+            })
+            .find(|user| *user != 0);
+        if let Some(user) = user {
+            return user;
+        }
+        std::thread::yield_now();
+    }
+    panic!("no member of the group has a user of its own");
 }
