@@ -103,7 +103,15 @@ fn privileged_every_attack_succeeds_outside_and_none_in_a_box() {
         return;
     };
     let host = host();
-    let outside = probe(&sandbox, with(Layers::NONE), &host.probes);
+    let mut outside = probe(&sandbox, with(Layers::NONE), &host.probes);
+    // An attack that succeeds once is one. Some of them depend on who runs first.
+    for _ in 0..9 {
+        if outside.values().all(|(blocked, _)| !blocked) {
+            break;
+        }
+        let again = probe(&sandbox, with(Layers::NONE), &host.probes);
+        outside.extend(again.into_iter().filter(|(_, (blocked, _))| !blocked));
+    }
     let inside = probe(&sandbox, Level::Strict.isolation(Calls::Worker), &host.probes);
     let mut unproven = Vec::new();
     for (name, (blocked, line)) in &inside {
