@@ -276,7 +276,7 @@ async fn a_full_disk_and_an_unwritable_directory_are_clear_errors() {
     let small = Mounted::memory(8 << 20).unwrap();
     let mut command_line = CommandLine::new(&builderd, &reference);
     command_line.output = small.path().to_owned();
-    command_line.fails_with("disk full", &["No space left"]);
+    command_line.fails_with("disk full", &["no space left"]);
 
     let read_only = Mounted::memory(1 << 20).unwrap();
     read_only.make_read_only().unwrap();
@@ -289,7 +289,7 @@ async fn a_full_disk_and_an_unwritable_directory_are_clear_errors() {
     let settings = [("ROOTFS_OUTPUT_DIR", output.to_str().unwrap())];
     let daemon = Daemon::start(&builderd, state.path(), &settings).unwrap();
     let api = Api::new(daemon.address()).unwrap();
-    build_fails_with(&api, &daemon, "disk full", &reference, &["No space left"]).await;
+    build_fails_with(&api, &daemon, "disk full", &reference, &["no space left"]).await;
     // A tenant's directory may stay.
     let mut left = check::paths_below(&output).unwrap();
     left.retain(|path| !path.is_dir());
