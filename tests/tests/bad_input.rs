@@ -276,7 +276,7 @@ async fn a_full_disk_and_an_unwritable_directory_are_clear_errors() {
     let small = Mounted::memory(8 << 20).unwrap();
     let mut command_line = CommandLine::new(&builderd, &reference);
     command_line.output = small.path().to_owned();
-    command_line.fails_with("disk full", &["no space left"]);
+    command_line.fails_with("disk full", &["No space left"]);
 
     let read_only = Mounted::memory(1 << 20).unwrap();
     read_only.make_read_only().unwrap();
