@@ -56,7 +56,7 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
         .map(String::as_str)
         .chain(["xtask", "builderd-bench"])
     {
-        steps.step(&format!("{name} alone"), || {
+        steps.tests(&format!("{name} alone"), || {
             run(&mut cargo(&[
                 "test",
                 "--quiet",
@@ -75,7 +75,7 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
     }
     let has_images = steps.step("images", || lab::images(context));
     let has_clients = steps.step("clients", || lab::clients(context));
-    steps.step("end to end", || {
+    steps.tests("end to end", || {
         if !has_images || !has_clients {
             return Err("its images or its clients could not be made".into());
         }
