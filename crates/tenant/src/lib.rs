@@ -31,18 +31,26 @@
 
 #![forbid(unsafe_code)]
 
+mod error;
 mod hosts;
 mod id;
+pub mod ledger;
 mod limits;
+mod overrides;
 pub mod records;
 mod request;
+mod schema;
 mod table;
 mod tier;
+mod time;
 
+pub use error::AccountError;
 pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern};
 pub use id::{InvalidTenantId, TenantId};
 pub use limits::{Cut, Limits, Quota, SandboxLevel, UnknownSandboxLevel};
-pub use records::{RecordError, TenantRecord, migrations};
+pub use overrides::LimitOverrides;
+pub use records::{RecordError, TenantRecord};
 pub use request::{Lowered, NegativeLimit, RequestedLimits, given};
+pub use schema::migrations;
 pub use table::{NodeCaps, TenantDefaults, TierCut, TierTable};
 pub use tier::{Tier, UnknownTier};

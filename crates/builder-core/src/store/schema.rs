@@ -77,8 +77,24 @@ INSERT INTO pulse VALUES (1, 0, COALESCE(
     CAST(unixepoch('subsec') * 1000000 AS INTEGER)));
 ";
 
+/// What the accounts of tenants hold of builds that were there before them: those that wait or run, as waiting, with the
+/// cost of a build of the default figures; the day that each began build counts for; the images that are kept, whose time
+/// begins to be counted now. The ledger begins with this version.
+const ACCOUNTS_OF_EARLIER_BUILDS: &str = "
+INSERT INTO admissions (build_id, tenant_id, customer_id, admitted_at, requested, cost)
+    SELECT id, tenant_id, COALESCE(json_extract(request, '$.tenant.customer_id'), ''), created_at, '{}', 1800
+    FROM builds WHERE state IN ('pending', 'pulling', 'extracting', 'building', 'optimizing') AND deleted_at IS NULL
+    ORDER BY ordinal;
+INSERT INTO charges (build_id, tenant_id, day)
+    SELECT id, tenant_id, started_at / 86400000000 FROM builds WHERE started_at IS NOT NULL;
+INSERT INTO stored_images (build_id, tenant_id, customer_id, bytes, since, accrued_until)
+    SELECT id, tenant_id, COALESCE(json_extract(request, '$.tenant.customer_id'), ''), stored_bytes,
+        CAST(unixepoch('subsec') * 1000000 AS INTEGER), CAST(unixepoch('subsec') * 1000000 AS INTEGER)
+    FROM builds WHERE stored_bytes > 0;
+";
+
 /// Migrations there are: the `user_version` of a file that has seen them all.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 5;
 
 /// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
 static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -86,6 +102,8 @@ static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(BUILDS_AND_LOGS),
         M::up(tenant::migrations()[0]),
         M::up(REMOVAL_AND_USAGE),
+        M::up(tenant::migrations()[1]),
+        M::up(ACCOUNTS_OF_EARLIER_BUILDS),
     ])
 });
 

@@ -42,6 +42,20 @@ async fn a_database_of_version_2_is_brought_to_this_one_with_everything_in_it() 
     assert_eq!(usage.storage_bytes, 12_345_678);
     assert_eq!(usage.cpu_time_today, Duration::from_millis(1_500));
     assert_eq!(store.born_at().await.unwrap(), completed.created_at);
+    let accounts = store.read(|connection| {
+        let count = |table: &str| {
+            connection.query_row(&format!("SELECT COUNT(*) FROM {table}"), [], |row| {
+                row.get::<_, i64>(0)
+            })
+        };
+        Ok((
+            count("admissions")?,
+            count("charges")?,
+            count("stored_images")?,
+            count("ledger")?,
+        ))
+    });
+    assert_eq!(accounts.await.unwrap(), (2, 3, 1, 0));
 }
 
 #[tokio::test]
@@ -55,7 +69,7 @@ async fn a_refused_database_of_a_later_version_is_left_as_it_is() {
     let error = Store::open(directory.path()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the database has schema version 1000, and this builderd knows versions up to 3: use a later one"
+        "the database has schema version 1000, and this builderd knows versions up to 5: use a later one"
     );
     let connection = Connection::open(&path).unwrap();
     let builds: i64 = connection
