@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::context::{Result, has_program, is_root, run};
 
 /// Programs that tests run or that make their images, and the packages that have them.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("bsdtar", "libarchive-tools"),
     ("buildah", "buildah"),
     ("busybox", "busybox-static"),
@@ -24,6 +24,7 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("python3", "python3"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("skopeo", "skopeo"),
+    ("strace", "strace"),
     ("umoci", "umoci"),
     ("veritysetup", "cryptsetup-bin"),
 ];

@@ -1,4 +1,4 @@
-//! Memory segments and message queues that outlive their maker: what one box leaves there, another must not find.
+//! Memory segments, message queues and keys that outlive their maker: what one box leaves there, another must not find.
 
 use std::{ffi::CString, io, ptr};
 
@@ -71,4 +71,54 @@ pub(crate) fn remove_posix_queue(key: &str) -> io::Result<String> {
     // SAFETY: a live zero-terminated name.
     check(unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) })?;
     Ok("removed it".to_owned())
+}
+
+/// `KEY_SPEC_USER_KEYRING`: what all processes of a user have in common.
+const USER_KEYRING: i32 = -4;
+
+/// Puts a key into the user's keyring, for all processes of the user.
+pub(crate) fn make_key(name: &str) -> io::Result<String> {
+    /// `KEYCTL_SETPERM`, and all rights for the possessor and the user.
+    const SET_PERMISSION: libc::c_long = 5;
+    const ALL: libc::c_long = 0x3f3f_0000;
+    let name = queue_name(name)?;
+    // SAFETY: live zero-terminated strings, and a payload of that length.
+    let key = check(unsafe {
+        libc::syscall(
+            libc::SYS_add_key,
+            c"user".as_ptr(),
+            name.as_ptr(),
+            c"x".as_ptr(),
+            1_usize,
+            USER_KEYRING,
+        )
+    })?;
+    // SAFETY: three integers.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, SET_PERMISSION, key, ALL) })?;
+    Ok(said(true))
+}
+
+/// Looks for a key in the user's keyring, and takes it out.
+pub(crate) fn find_key(name: &str, remove: bool) -> io::Result<String> {
+    /// `KEYCTL_SEARCH` and `KEYCTL_UNLINK`.
+    const SEARCH: libc::c_long = 10;
+    const UNLINK: libc::c_long = 9;
+    let name = queue_name(name)?;
+    // SAFETY: live zero-terminated strings and integers.
+    let key = check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            SEARCH,
+            USER_KEYRING,
+            c"user".as_ptr(),
+            name.as_ptr(),
+            0,
+        )
+    })?;
+    if remove {
+        // SAFETY: three integers.
+        check(unsafe { libc::syscall(libc::SYS_keyctl, UNLINK, key, USER_KEYRING) })?;
+        return Ok("removed it".to_owned());
+    }
+    Ok(said(false))
 }

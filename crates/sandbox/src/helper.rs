@@ -77,8 +77,11 @@ pub fn main() -> ExitCode {
     };
     drop(theirs);
     // Out of the way of the program's numbers, which are closed next.
-    let ours = rustix::io::fcntl_dupfd_cloexec(&ours, HIGHEST_TARGET + 1)
+    let in_the_way = ours;
+    let ours = rustix::io::fcntl_dupfd_cloexec(&in_the_way, HIGHEST_TARGET + 1)
         .unwrap_or_else(|error| failed(error.raw_os_error()));
+    // Now, and not by its number with the others: what is closed twice ends this process at its end.
+    drop(in_the_way);
     close_what_is_the_programs();
     say(Message::Init { process: init });
     if plan.namespaces != 0

@@ -1,8 +1,9 @@
 //! User ids that only one box has at a time.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -25,11 +26,15 @@ pub(crate) struct Leases {
     directory: PathBuf,
 }
 
-/// A range of ids. It is free again when this is dropped, or when the process that holds it ends.
+/// What stands in the file of a range while it is leased. A process that is killed leaves it there, without its lock.
+const MARK: &[u8] = b"leased\n";
+
+/// A range of ids. It is free again when this is dropped; when the process that holds it ends without that, as soon as
+/// no process has the range's id any more.
 #[derive(Debug)]
 pub(crate) struct Lease {
     /// Locked.
-    _file: File,
+    file: File,
     number: u32,
 }
 
@@ -45,8 +50,10 @@ impl Leases {
         })
     }
 
-    /// A range that nobody has.
+    /// A range that nobody has, and of which no process is left of a holder that was killed: one that sleeps
+    /// uninterruptibly outlives its holder, and must not share its id with another box.
     pub(crate) fn take(&self) -> io::Result<Lease> {
+        let mut users: Option<BTreeSet<u32>> = None;
         for number in 1..=RANGES {
             let file = File::options()
                 .create(true)
@@ -55,7 +62,26 @@ impl Leases {
                 .open(self.directory.join(format!("range-{number}")))?;
             // The lock belongs to this open file, so that two of one process exclude each other as well.
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lease { _file: file, number }),
+                Ok(()) => {
+                    let id = first_id(number);
+                    // Only after a crash, so that looking at all processes costs no other launch anything.
+                    if file.metadata()?.len() > 0 {
+                        let users = match &mut users {
+                            Some(users) => users,
+                            None => users.insert(users_of_processes()?),
+                        };
+                        if users.contains(&id) {
+                            tracing::warn!(
+                                user = id,
+                                "A process of a box has outlived what launched it: its user id is not given to another"
+                            );
+                            continue;
+                        }
+                    }
+                    file.set_len(0)?;
+                    (&file).write_all(MARK)?;
+                    return Ok(Lease { file, number });
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -69,8 +95,46 @@ impl Leases {
 impl Lease {
     /// The first id of the range, the one that is used.
     pub(crate) const fn id(&self) -> u32 {
-        FIRST_ID + self.number * RANGE
+        first_id(self.number)
     }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A mark that stays costs the next holder a look at all processes, and nothing else.
+        let _ = self.file.set_len(0);
+    }
+}
+
+const fn first_id(number: u32) -> u32 {
+    FIRST_ID + number * RANGE
+}
+
+/// Every user id that any process has (`Uid:` of `proc_pid_status(5)`: real, effective, saved, of the file system).
+fn users_of_processes() -> io::Result<BTreeSet<u32>> {
+    let mut users = BTreeSet::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        if !path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(is_process)
+        {
+            continue;
+        }
+        // One that has ended meanwhile has none any more.
+        let Ok(status) = fs::read_to_string(path.join("status")) else {
+            continue;
+        };
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        users.extend(
+            line.into_iter()
+                .flat_map(str::split_ascii_whitespace)
+                .filter_map(|id| id.parse::<u32>().ok()),
+        );
+    }
+    Ok(users)
 }
 
 #[cfg(test)]
@@ -87,5 +151,39 @@ mod tests {
         assert_eq!(second.id(), FIRST_ID + 2 * RANGE);
         drop(first);
         assert_eq!(leases.take().unwrap().id(), FIRST_ID + RANGE);
+    }
+
+    #[test]
+    fn the_range_of_a_holder_that_was_killed_is_free_when_nobody_uses_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let leases = Leases::new(directory.path()).unwrap();
+        fs::write(directory.path().join("range-1"), MARK).unwrap();
+        let lease = leases.take().unwrap();
+        assert_eq!(lease.id(), first_id(1));
+        drop(lease);
+        assert_eq!(fs::metadata(directory.path().join("range-1")).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn privileged_the_range_of_a_process_that_outlives_its_holder_is_not_given_away() {
+        use std::os::unix::process::CommandExt as _;
+        if !rustix::process::geteuid().is_root() {
+            test_support::lab::skip("only root can start a process of another user");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let leases = Leases::new(directory.path()).unwrap();
+        // What a daemon leaves that is killed while a process of its box cannot be: the mark, no lock, the process.
+        fs::write(directory.path().join("range-1"), MARK).unwrap();
+        let mut survivor = std::process::Command::new("/bin/sleep")
+            .arg("1000")
+            .uid(first_id(1))
+            .spawn()
+            .unwrap();
+        let second = leases.take();
+        survivor.kill().unwrap();
+        survivor.wait().unwrap();
+        assert_eq!(second.unwrap().id(), first_id(2));
+        assert_eq!(leases.take().unwrap().id(), first_id(1), "the process is gone");
     }
 }

@@ -52,35 +52,6 @@ fn launcher_without_an_end() {
     }
 }
 
-/// Control groups of this test program's launchers, in every hierarchy.
-fn control_groups_of(process: u32) -> Vec<PathBuf> {
-    let mut pending = vec![PathBuf::from("/sys/fs/cgroup")];
-    let mut found = Vec::new();
-    let owner = format!("-{process}-");
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("sandbox-test-") && name.contains(&owner) {
-                found.push(entry.path());
-            } else {
-                pending.push(entry.path());
-            }
-        }
-    }
-    found
-}
-
-/// The empty root of a box is a tmpfs with two inodes; in this mount namespace none must ever be.
-fn mounts_of_boxes() -> Vec<String> {
-    let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let roots = all.lines().filter(|line| line.contains("nr_inodes=2,"));
-    roots.map(str::to_owned).collect()
-}
-
 #[test]
 fn privileged_a_kill_at_any_moment_leaves_nothing() {
     if common::full_sandbox().is_none() {
@@ -124,11 +95,11 @@ fn privileged_a_kill_at_any_moment_leaves_nothing() {
         launcher.stderr.take().unwrap().read_to_end(&mut rest).unwrap();
         drop(Groups::start("sandbox-test").unwrap());
         assert_eq!(
-            control_groups_of(launcher.id()),
+            common::control_groups_of(launcher.id()),
             Vec::<PathBuf>::new(),
             "moment {moment}"
         );
-        assert_eq!(mounts_of_boxes(), Vec::<String>::new(), "moment {moment}");
+        assert_eq!(common::mounts_of_boxes(), Vec::<String>::new(), "moment {moment}");
         // Nobody holds the lock of a range any more: the lock files are all that is ever there.
         for file in std::fs::read_dir(&users).unwrap().flatten() {
             let name = file.file_name();
@@ -181,7 +152,7 @@ fn privileged_what_worked_at_the_start_and_works_no_more_is_told() {
 }
 
 #[test]
-fn privileged_boxes_share_no_queue_no_segment_and_no_terminal() {
+fn privileged_boxes_share_no_queue_no_segment_and_no_key() {
     let Some(sandbox) = common::full_sandbox() else {
         return;
     };
@@ -196,7 +167,7 @@ fn privileged_boxes_share_no_queue_no_segment_and_no_terminal() {
         let word = format!("{word}={key}");
         common::run_boxed(&sandbox, spec(&[&word]), isolation, &GroupLimits::default()).1
     };
-    for kind in ["segment", "queue", "posix-queue"] {
+    for kind in ["segment", "queue", "posix-queue", "key"] {
         // Made in one process, looked for in the next: outside it is found, in a box with namespaces not.
         for isolation in [outside, basic] {
             run(isolation, &format!("make-{kind}"));

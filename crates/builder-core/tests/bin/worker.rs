@@ -24,6 +24,12 @@ fn main() -> ExitCode {
             while output.write_all(b"{\"note\":{\"message\":\"x\"}}\n").is_ok() {}
             ExitCode::SUCCESS
         }
+        "loud" => {
+            drain();
+            let mut words = std::io::stderr();
+            while words.write_all(&[b'x'; 4096]).is_ok() {}
+            ExitCode::SUCCESS
+        }
         "liar" => {
             drain();
             say("\"parsed\"\n{\"indexed\":{\"pack_bytes\":0,\"index_bytes\":0}}\n")

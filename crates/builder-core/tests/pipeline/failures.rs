@@ -217,6 +217,26 @@ async fn workers_that_are_broken_or_hostile_end_the_build_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_floods_its_standard_error_is_ended() {
+    let site = Site::with_worker("loud");
+    let layout = site.directory.path().join("layout");
+    sample().build().write_oci_layout(&layout, "1").unwrap();
+    let request = request(&format!("oci:{}:1", layout.display()));
+    let ended = tokio::time::timeout(PATIENCE, site.build(&request, "x.ext4"))
+        .await
+        .expect("it would write for ever");
+    let error = ended.error();
+    assert_eq!(error.kind(), &BuildErrorKind::LimitExceeded, "{error}");
+    assert!(
+        error.to_string().contains("writes more to its log than it may"),
+        "{error}"
+    );
+    // Not a word of it reaches the tenant.
+    assert!(!format!("{:?}", ended.events).contains("xxxx"));
+    site.assert_clean("loud");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_output_that_cannot_be_written_fails_before_the_first_request() {
     let site = Site::new();
     let registry = Registry::start().unwrap();

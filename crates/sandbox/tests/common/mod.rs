@@ -126,3 +126,49 @@ pub(crate) fn user_of_a_member(group: &sandbox::Group) -> u32 {
     }
     panic!("no member of the group has a user of its own");
 }
+
+/// Control groups of this test program's launchers, in every hierarchy.
+#[must_use]
+pub(crate) fn control_groups_of(process: u32) -> Vec<std::path::PathBuf> {
+    let mut pending = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+    let mut found = Vec::new();
+    let owner = format!("-{process}-");
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("sandbox-test-") && name.contains(&owner) {
+                found.push(entry.path());
+            } else {
+                pending.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// The empty root of a box is a tmpfs with two inodes; in this mount namespace none must ever be.
+#[must_use]
+pub(crate) fn mounts_of_boxes() -> Vec<String> {
+    let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let roots = all.lines().filter(|line| line.contains("nr_inodes=2,"));
+    roots.map(str::to_owned).collect()
+}
+
+/// Control groups of single boxes of this launching process.
+#[must_use]
+pub(crate) fn boxes_of(process: u32) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for group in control_groups_of(process) {
+        let below = std::fs::read_dir(group).into_iter().flatten().flatten();
+        found.extend(
+            below
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("box-"))
+                .map(|entry| entry.path()),
+        );
+    }
+    found
+}
