@@ -1,4 +1,4 @@
-//! Generates what the fake assetmanagerd speaks, without protoc.
+//! Generates what the fake assetmanagerd and the fake SPIFFE agent speak, without protoc.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -24,5 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".asset.v1", "crate::assetmanagerd::proto")
         .out_dir(&second)
         .compile_fds(files)?;
+
+    let own = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
+    println!("cargo::rerun-if-changed={}", own.display());
+    configure()
+        .build_client(false)
+        .build_transport(false)
+        .out_dir(&out)
+        .compile_fds(protox::compile(["workload.proto"], [&own])?)?;
     Ok(())
 }

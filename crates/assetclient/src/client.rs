@@ -2,7 +2,9 @@
 
 use std::{error::Error as _, fmt};
 
-use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::PathAndQuery};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::time::{Instant, timeout};
 use tonic::{
     Code, Extensions, Request, Status,
@@ -11,10 +13,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
+use tower::Service as _;
 
 use crate::{
     asset::{AssetId, AssetKind, Owner, RegisterAsset, StorageBackend},
-    config::{Config, InvalidConfig},
+    config::{Config, InvalidConfig, Tls},
     error::{AssetError, AssetErrorKind},
     proto,
 };
@@ -38,13 +41,20 @@ impl AssetClient {
     ///
     /// # Errors
     ///
-    /// [`InvalidConfig`] for an endpoint that cannot be called, `https://` among them.
+    /// [`InvalidConfig`] for an endpoint that cannot be called, `https://` without [`Config::tls`] among them.
     pub fn connect_lazy(config: Config) -> Result<Self, InvalidConfig> {
-        let endpoint = Endpoint::from(config.uri()?).connect_timeout(config.connect_timeout);
-        Ok(Self {
-            channel: endpoint.connect_lazy(),
-            config,
-        })
+        let uri = config.uri()?;
+        let channel = if config.is_encrypted() {
+            let tls = config.tls.clone().ok_or_else(|| InvalidConfig::NoTls {
+                endpoint: config.endpoint.clone(),
+            })?;
+            encrypted(&config, uri, tls)?
+        } else {
+            Endpoint::from(uri)
+                .connect_timeout(config.connect_timeout)
+                .connect_lazy()
+        };
+        Ok(Self { config, channel })
     }
 
     /// Makes a file known that is already in place; gives the id under which it is known from now on.
@@ -209,6 +219,31 @@ impl fmt::Debug for AssetClient {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
+}
+
+/// A channel over TLS. tonic refuses to connect to `https://` with another TLS than its own, which cannot take up
+/// renewed certificates: it is told `http://`, with the true address as the origin of its requests, and the connector
+/// knows better.
+fn encrypted(config: &Config, uri: Uri, tls: Tls) -> Result<Channel, InvalidConfig> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let dialled = Uri::try_from(format!("http://{authority}")).map_err(|_| InvalidConfig::Endpoint {
+        endpoint: config.endpoint.clone(),
+    })?;
+    let endpoint = Endpoint::from(dialled)
+        .origin(uri.clone())
+        .connect_timeout(config.connect_timeout);
+    let connector = tower::service_fn(move |_: Uri| {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        let mut connector = HttpsConnectorBuilder::new()
+            .with_tls_config((*tls.current()).clone())
+            .https_only()
+            .enable_http2()
+            .wrap_connector(tcp);
+        connector.call(uri.clone())
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
 fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetErrorKind> {

@@ -1,20 +1,53 @@
 //! Where assetmanagerd is, and under which name.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use http::Uri;
 
 /// Where and how assetmanagerd is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `http://HOST:PORT`.
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
     pub endpoint: String,
+    /// What an encrypted connection shows and trusts; needed with `https://`, of no use without.
+    pub tls: Option<Tls>,
     /// The name of the service there.
     pub service: ServiceName,
     /// For one call, connecting included; it is told to the server too.
     pub timeout: Duration,
     /// For connecting alone.
     pub connect_timeout: Duration,
+}
+
+/// What encrypted connections show and trust. It is asked for every connection that is opened, so that renewed
+/// certificates are taken up.
+#[derive(Clone)]
+pub struct Tls(Arc<dyn Fn() -> Arc<rustls::ClientConfig> + Send + Sync>);
+
+impl Tls {
+    /// `current` gives the present state. It brings no ALPN protocols; those are the client's.
+    #[must_use]
+    pub fn new(current: impl Fn() -> Arc<rustls::ClientConfig> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(current))
+    }
+
+    pub(crate) fn current(&self) -> Arc<rustls::ClientConfig> {
+        (self.0)()
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tls {}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Tls")
+    }
 }
 
 /// The names under which the one service is found in the field.
@@ -39,14 +72,15 @@ pub struct UnknownServiceName {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidConfig {
-    /// It asks for TLS. To talk in the clear instead would be worse than not to talk.
-    #[error("endpoint {endpoint:?} asks for TLS, which this client cannot do yet: expected http://HOST:PORT")]
-    TlsUnsupported {
+    /// It asks for TLS, and there is nothing to do it with. To talk in the clear instead would be worse than not to
+    /// talk.
+    #[error("endpoint {endpoint:?} asks for TLS, and no certificates are given")]
+    NoTls {
         /// The endpoint.
         endpoint: String,
     },
     /// It is of another form.
-    #[error("endpoint {endpoint:?} is not valid: expected http://HOST:PORT")]
+    #[error("endpoint {endpoint:?} is not valid: expected http://HOST:PORT or https://HOST:PORT")]
     Endpoint {
         /// The endpoint; blank when it holds a user name or password.
         endpoint: String,
@@ -59,6 +93,7 @@ impl Config {
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
+            tls: None,
             service: ServiceName::default(),
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(3),
@@ -72,6 +107,13 @@ impl Config {
     /// [`InvalidConfig`].
     pub fn validate(&self) -> Result<(), InvalidConfig> {
         self.uri().map(drop)
+    }
+
+    /// Whether the endpoint is `https://`, and [`Self::tls`] is needed.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        let scheme = self.endpoint.get(..8);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
     }
 
     pub(crate) fn uri(&self) -> Result<Uri, InvalidConfig> {
@@ -89,14 +131,8 @@ impl Config {
         if authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(invalid());
         }
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(InvalidConfig::TlsUnsupported {
-                    endpoint: shown.to_owned(),
-                });
-            }
-            _ => return Err(invalid()),
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(invalid());
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(invalid());
@@ -142,19 +178,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_plain_http_endpoints_are_taken() {
+    fn endpoints_are_an_origin() {
         for endpoint in [
             "http://127.0.0.1:8083",
+            "https://localhost:8083",
             "http://assets.internal",
             "http://[::1]:8083/",
         ] {
             assert_eq!(Config::new(endpoint).validate(), Ok(()), "{endpoint}");
         }
-        let endpoint = "https://localhost:8083".to_owned();
-        assert_eq!(
-            Config::new(&endpoint).validate(),
-            Err(InvalidConfig::TlsUnsupported { endpoint })
-        );
+        for (endpoint, encrypted) in [
+            ("https://a", true),
+            ("HTTPS://a", true),
+            ("http://a", false),
+            ("http://https://", false),
+        ] {
+            assert_eq!(Config::new(endpoint).is_encrypted(), encrypted, "{endpoint}");
+        }
         for endpoint in [
             "",
             "localhost:8083",

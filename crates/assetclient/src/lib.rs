@@ -34,8 +34,8 @@
 //!
 //! # Limits
 //!
-//! Only `http://`: an endpoint with `https://` is refused, not talked to in the clear. Uploading and an outbox are not
-//! here yet.
+//! An endpoint with `https://` needs [`Config::tls`] and is refused without, not talked to in the clear. Uploading and an
+//! outbox are not here yet.
 
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,7 @@ mod error;
 
 pub use asset::{AssetId, AssetKind, FinishedImage, Owner, RegisterAsset, StorageBackend};
 pub use client::AssetClient;
-pub use config::{Config, InvalidConfig, ServiceName, UnknownServiceName};
+pub use config::{Config, InvalidConfig, ServiceName, Tls, UnknownServiceName};
 pub use error::{AssetError, AssetErrorKind};
 
 /// The messages of the wire.

@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    auth::{Authentication, Tokens},
-    config::Config,
+    auth::{Authentication, Identities, Tokens},
+    config::{AuthenticationConfig, Config},
     edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
     guest, isolation,
     proto::builder_service_server::BuilderServiceServer,
     service::Service,
+    tls::{FileRole, Tls, TlsError},
 };
 
 /// Builds that wait before new ones are refused.
@@ -79,7 +80,12 @@ impl Daemon {
     /// # Errors
     /// See [`DaemonError`]. Nothing is left running.
     pub async fn start(config: &Config, worker_command: Vec<OsString>) -> Result<Self, DaemonError> {
-        // The port first: a second daemon on the same state must not get as far as the database.
+        // Who cannot encrypt opens no port.
+        let tls = Tls::start(&config.tls).await.map_err(tls_error)?;
+        let server_tls = tls.server().map_err(tls_error)?;
+        let authentication = authentication(config, &tls)?;
+        let asset_manager = asset_manager(config, &tls)?;
+        // The port before the rest: a second daemon on the same state must not get as far as the database.
         let listener = TcpListener::bind(config.address).await;
         let failed = |source| DaemonError::Listen {
             address: config.address,
@@ -88,16 +94,7 @@ impl Daemon {
         let listener = listener.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
-        let authentication = match &config.tokens_file {
-            None => Authentication::None,
-            Some(file) => Authentication::Bearer(Arc::new(Tokens::load(file).map_err(|error| {
-                DaemonError::Setting {
-                    setting: "AUTH_TOKENS_FILE",
-                    source: Box::new(error),
-                }
-            })?)),
-        };
-        let builder = Builder::start(builder_config(config, worker_command)?)
+        let builder = Builder::start(builder_config(config, worker_command, asset_manager)?)
             .await
             .map_err(|error| start_error(error, &config.artifacts))?;
         let drain = CancellationToken::new();
@@ -120,7 +117,11 @@ impl Daemon {
             connections_per_peer: config.max_connections_per_peer,
             ..ConnectionLimits::default()
         };
-        let serving = edge::serve(listener, router, limits, stop.clone());
+        let serving = edge::serve(listener, server_tls, router, limits, stop.clone());
+        {
+            let stop = stop.clone();
+            tokio::spawn(async move { tls.watch(stop).await });
+        }
         if let Authentication::Bearer(tokens) = authentication {
             let stop = stop.clone();
             tokio::spawn(async move { tokens.watch(stop).await });
@@ -156,7 +157,80 @@ impl Daemon {
     }
 }
 
-fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<BuilderConfig, DaemonError> {
+/// How callers show who they are, put together from files and certificates.
+fn authentication(config: &Config, tls: &Tls) -> Result<Authentication, DaemonError> {
+    let wrong = |setting: &'static str, source: Box<dyn std::error::Error + Send + Sync>| {
+        DaemonError::Setting { setting, source }
+    };
+    match &config.authentication {
+        AuthenticationConfig::None => Ok(Authentication::None),
+        AuthenticationConfig::Bearer(file) => {
+            let tokens = Tokens::load(file).map_err(|error| wrong("AUTH_TOKENS_FILE", Box::new(error)))?;
+            Ok(Authentication::Bearer(Arc::new(tokens)))
+        }
+        AuthenticationConfig::Mtls {
+            services,
+            trust_domain,
+        } => {
+            let own = tls.trust_domain();
+            let trust_domain = match (trust_domain, own) {
+                (None, None) => {
+                    return Err(wrong(
+                        "AUTH_TRUST_DOMAIN",
+                        "AUTH_MODE=mtls needs it, as example.org: the service's own certificate has no SPIFFE ID"
+                            .into(),
+                    ));
+                }
+                // The agent's authorities vouch for its own trust domain alone.
+                (Some(asked), Some(own)) if *asked != own && matches!(tls, Tls::Spiffe(_)) => {
+                    let problem = format!("the agent is of the trust domain {own}, expected that or nothing");
+                    return Err(wrong("AUTH_TRUST_DOMAIN", problem.into()));
+                }
+                (Some(asked), _) => asked.clone(),
+                (None, Some(own)) => own,
+            };
+            let identities = Identities::new(trust_domain, services.iter().cloned())
+                .map_err(|error| wrong("AUTH_SERVICE_IDS", Box::new(error)))?;
+            Ok(Authentication::Certificate(Arc::new(identities)))
+        }
+    }
+}
+
+/// Where images are registered, with what the calls show and trust.
+fn asset_manager(config: &Config, tls: &Tls) -> Result<Option<assetclient::Config>, DaemonError> {
+    let Some(mut asset_manager) = config.asset_manager.clone() else {
+        return Ok(None);
+    };
+    if asset_manager.is_encrypted() {
+        let client = tls.client(config.asset_manager_id.clone()).map_err(tls_error)?;
+        asset_manager.tls = Some(assetclient::Tls::new(move || client.current()));
+    }
+    Ok(Some(asset_manager))
+}
+
+/// Names the setting that is behind missing certificates.
+fn tls_error(error: TlsError) -> DaemonError {
+    let setting = match &error {
+        TlsError::File(error) => match error.role {
+            FileRole::Certificate => "TLS_CERT_FILE",
+            FileRole::Key => "TLS_KEY_FILE",
+            FileRole::Authorities => "TLS_CA_FILE",
+        },
+        TlsError::Spiffe(_) => "SPIFFE_SOCKET",
+        TlsError::SystemAuthorities(_) => "ASSETMANAGER_ENDPOINT",
+        _ => "TLS_MODE",
+    };
+    DaemonError::Setting {
+        setting,
+        source: Box::new(error),
+    }
+}
+
+fn builder_config(
+    config: &Config,
+    worker_command: Vec<OsString>,
+    asset_manager: Option<assetclient::Config>,
+) -> Result<BuilderConfig, DaemonError> {
     let prepared = isolation::launcher(config.isolation, config.backend, &config.workspace_directory)
         .map_err(|source| DaemonError::Setting {
             setting: "TENANT_ISOLATION_ENABLED",
@@ -185,7 +259,7 @@ fn builder_config(config: &Config, worker_command: Vec<OsString>) -> Result<Buil
         max_compressed_bytes: Some(config.max_image_bytes),
         layers_in_parallel: LAYERS_IN_PARALLEL,
         tenants: tiers(config)?,
-        asset_manager: config.asset_manager.clone(),
+        asset_manager,
         storage_max_bytes: Some(config.storage_max_bytes),
         cleanup_interval: config.cleanup_interval,
     })

@@ -144,8 +144,16 @@ fn a_wrong_command_line_is_64_and_says_why() {
             "--plain-http",
         ),
         (&["build", "UPPER", "-o", "x"], "IMAGE"),
-        (&["serve"], "UNKEY_BUILDERD_TLS_MODE"),
-        (&[], "UNKEY_BUILDERD_TLS_MODE"),
+        // Production's own defaults, where there is no agent.
+        (
+            &["serve", "--spiffe-socket", "/nonexistent/agent.sock"],
+            "UNKEY_BUILDERD_SPIFFE_SOCKET: no agent answers at /nonexistent/agent.sock: No such file or directory (os \
+             error 2): set it",
+        ),
+        (
+            &["--spiffe-socket", "/nonexistent/agent.sock"],
+            "UNKEY_BUILDERD_TLS_MODE=file with certificates of your own, or disabled",
+        ),
         (&["--dev", "--port", "x"], "UNKEY_BUILDERD_PORT"),
         (&["serve", "--state-dir", "x"], "--dev"),
         (

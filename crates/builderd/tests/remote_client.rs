@@ -243,8 +243,10 @@ async fn exit_codes_tell_scripts_what_happened() {
                 "https://localhost:1",
                 "--tls-mode",
                 "spiffe",
+                "--tls-ca",
+                "/dev/null",
             ],
-            "SPIFFE is not implemented yet",
+            "not with --tls-mode spiffe",
         ),
         (
             64,
@@ -257,6 +259,20 @@ async fn exit_codes_tell_scripts_what_happened() {
                 "disabled",
             ],
             "needs an http://",
+        ),
+        (
+            69,
+            vec![
+                "get-build",
+                no_build,
+                "--server",
+                "https://localhost:1",
+                "--tls-mode",
+                "spiffe",
+                "--spiffe-socket",
+                "/nonexistent/agent.sock",
+            ],
+            "--spiffe-socket: no agent answers at /nonexistent/agent.sock: No such file",
         ),
         (
             64,

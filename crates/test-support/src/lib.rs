@@ -3,6 +3,8 @@
 //! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
 //! - [`registry`]: a registry that misbehaves on request.
 //! - [`assetmanagerd`]: the service that finished images are registered with.
+//! - [`pki`]: authorities and certificates, good and bad ones.
+//! - [`workload_api`]: a SPIFFE agent that renews identities, goes away and comes back.
 //! - [`vm`]: a virtual machine that boots an image, where QEMU and a kernel are there.
 //! - [`lab`]: where such parts are kept, and how a test says that it cannot run without them.
 //!
@@ -14,5 +16,7 @@
 pub mod assetmanagerd;
 pub mod image;
 pub mod lab;
+pub mod pki;
 pub mod registry;
 pub mod vm;
+pub mod workload_api;

@@ -3,6 +3,7 @@
 //! A call of `builder.v1` is authenticated once, in front of the methods, whatever protocol it came by; the methods find
 //! the [`Caller`] among the request's extensions and hold the request's tenant against it.
 
+mod identities;
 mod tokens;
 
 use std::sync::Arc;
@@ -11,8 +12,11 @@ use http::{HeaderMap, header};
 use tenant::TenantId;
 use tonic::{Code, Status};
 
-pub use self::tokens::{TokenSubject, Tokens, TokensError};
-use crate::status::with_info;
+pub use self::{
+    identities::{Identities, IdentitiesError},
+    tokens::{TokenSubject, Tokens, TokensError},
+};
+use crate::{status::with_info, tls::PeerCertificate};
 
 /// Who calls, and for whom it may act.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,18 +47,36 @@ pub enum Authentication {
     None,
     /// `Authorization: Bearer TOKEN`.
     Bearer(Arc<Tokens>),
+    /// The certificate of the connection.
+    Certificate(Arc<Identities>),
 }
 
 impl Authentication {
-    /// Who sent these headers.
+    /// Who sent these headers over a connection with this certificate.
     ///
     /// # Errors
-    /// UNAUTHENTICATED when they do not show it. The message says what is missing, and nothing of what was sent.
-    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Status> {
-        let tokens = match self {
-            Self::None => return Ok(Caller::Unchecked),
-            Self::Bearer(tokens) => tokens,
-        };
+    /// UNAUTHENTICATED when they do not show it: the message says what is missing, and nothing of what was sent.
+    /// PERMISSION_DENIED when they show somebody who may act for nobody.
+    pub fn caller(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&PeerCertificate>,
+    ) -> Result<Caller, Status> {
+        match self {
+            Self::None => Ok(Caller::Unchecked),
+            Self::Bearer(tokens) => Self::token(tokens, headers),
+            Self::Certificate(identities) => {
+                let certificate =
+                    certificate.ok_or_else(|| refused("expected a client certificate with a SPIFFE ID"))?;
+                let id = certificate.spiffe_id.as_ref().ok_or_else(|| {
+                    refused("the client certificate: expected one URI among its names, a SPIFFE ID")
+                })?;
+                identities.caller(id)
+            }
+        }
+    }
+
+    fn token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, Status> {
         let mut sent = headers.get_all(header::AUTHORIZATION).iter();
         let (Some(value), None) = (sent.next(), sent.next()) else {
             return Err(refused("expected one header Authorization: Bearer TOKEN"));

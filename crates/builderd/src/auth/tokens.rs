@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{PoisonError, RwLock},
     time::Duration,
@@ -12,6 +11,8 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tenant::TenantId;
 use tokio_util::sync::CancellationToken;
+
+use crate::file_version::FileVersion;
 
 /// How often the file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -81,11 +82,8 @@ pub struct Tokens {
 #[derive(Debug)]
 struct State {
     table: Table,
-    version: Option<Version>,
+    version: Option<FileVersion>,
 }
-
-/// What differs between a file and the one that replaced it.
-type Version = (u64, u64, i64, i64, u64);
 
 impl Tokens {
     /// Reads the file.
@@ -94,7 +92,7 @@ impl Tokens {
     /// [`TokensError`].
     pub fn load(path: impl Into<PathBuf>) -> Result<Self, TokensError> {
         let path = path.into();
-        let version = version(&path);
+        let version = FileVersion::of(&path);
         let table = read(&path)?;
         Ok(Self {
             path,
@@ -116,7 +114,7 @@ impl Tokens {
     /// # Errors
     /// [`TokensError`], once for each change.
     pub fn refresh(&self) -> Result<bool, TokensError> {
-        let version = version(&self.path);
+        let version = FileVersion::of(&self.path);
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             if state.version == version {
@@ -147,17 +145,6 @@ impl Tokens {
             }
         }
     }
-}
-
-fn version(path: &std::path::Path) -> Option<Version> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((
-        metadata.dev(),
-        metadata.ino(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.size(),
-    ))
 }
 
 fn read(path: &std::path::Path) -> Result<Table, TokensError> {

@@ -2,12 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use ::spiffe::SpiffeId;
 use http::Uri;
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, Endpoint},
 };
 
 use super::options::{Options, TOKEN_VARIABLE, TlsMode};
@@ -15,6 +16,7 @@ use crate::{
     commands::chain,
     exit::{Exit, Failure},
     proto::builder_service_client::BuilderServiceClient,
+    tls::{ClientTls, FileRole, ServerId, Tls, TlsConnector, TlsError, TlsSettings},
 };
 
 /// How long opening a connection may take.
@@ -43,11 +45,15 @@ impl Connection {
     /// Connects.
     pub(super) async fn open(options: &Options) -> Result<Self, Failure> {
         let headers = Headers::new(options)?;
-        let endpoint = endpoint(options)?;
-        if headers.authorization.is_some() && endpoint.uri().scheme_str() == Some("http") {
+        let (endpoint, connector) = endpoint(options).await?;
+        if headers.authorization.is_some() && connector.is_none() {
             warn_about_plaintext(endpoint.uri());
         }
-        let channel = endpoint.connect().await.map_err(|error| {
+        let connected = match connector {
+            None => endpoint.connect().await,
+            Some(connector) => endpoint.connect_with_connector(connector).await,
+        };
+        let channel = connected.map_err(|error| {
             Failure::new(
                 Exit::Unavailable,
                 format!("{} cannot be reached: {}", options.server, chain(&error)),
@@ -74,8 +80,8 @@ impl Connection {
     }
 }
 
-fn endpoint(options: &Options) -> Result<Endpoint, Failure> {
-    let usage = |message: String| Failure::new(Exit::Usage, message);
+/// Where the service is, and how a connection to it is encrypted; `None` for not at all.
+async fn endpoint(options: &Options) -> Result<(Endpoint, Option<TlsConnector>), Failure> {
     let server = &options.server;
     let expected = || {
         usage(format!(
@@ -88,72 +94,115 @@ fn endpoint(options: &Options) -> Result<Endpoint, Failure> {
         Some("https") => true,
         _ => return Err(expected()),
     };
-    let userinfo = uri
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'));
-    if userinfo || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+    let authority = uri.authority().ok_or_else(expected)?.as_str();
+    if authority.contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(usage(
             "--server: expected http://HOST:PORT or https://HOST:PORT with nothing before or behind it"
                 .to_owned(),
         ));
     }
-    let files = options.tls_ca.is_some() || options.tls_cert.is_some() || options.tls_key.is_some();
-    let mode = options.tls_mode.unwrap_or(match encrypted {
-        false => TlsMode::Disabled,
-        true if options.tls_ca.is_some() => TlsMode::File,
-        true => TlsMode::System,
-    });
-    let endpoint = Endpoint::from(uri)
+    // With a connector of its own, tonic is told of a plaintext address, and of the true one as the origin.
+    let dialled = Uri::try_from(format!("http://{authority}")).map_err(|_| expected())?;
+    let endpoint = Endpoint::from(dialled)
+        .origin(uri.clone())
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .user_agent(concat!("builderd-cli/", env!("CARGO_PKG_VERSION")))
         .map_err(|error| Failure::new(Exit::Internal, chain(&error)))?;
-    match (mode, encrypted) {
-        (TlsMode::Spiffe, _) => Err(usage(
-            "--tls-mode: SPIFFE is not implemented yet: use file with --tls-ca, --tls-cert and --tls-key, or system; \
-             or disabled and an http:// address"
-                .to_owned(),
-        )),
-        (TlsMode::Disabled, true) => Err(usage(format!(
-            "--tls-mode: disabled needs an http:// address, got {server}"
-        ))),
-        (TlsMode::System | TlsMode::File, false) => Err(usage(format!(
-            "--tls-mode: TLS needs an https:// address, got {server}"
-        ))),
-        (TlsMode::Disabled, false) if files => Err(usage(format!(
-            "--tls-ca, --tls-cert, --tls-key: nothing is encrypted with {server}"
-        ))),
-        (TlsMode::System, true) if options.tls_ca.is_some() => Err(usage(
-            "--tls-ca: only with --tls-mode file; system trusts this system's own authorities".to_owned(),
-        )),
-        (TlsMode::File, true) if options.tls_ca.is_none() => {
-            Err(usage("--tls-ca: required with --tls-mode file".to_owned()))
-        }
-        (TlsMode::Disabled, false) => Ok(endpoint),
-        (TlsMode::System | TlsMode::File, true) => endpoint
-            .tls_config(tls(options)?)
-            .map_err(|error| usage(format!("--tls-ca, --tls-cert, --tls-key: {}", chain(&error)))),
-    }
+    let tls = tls(options, encrypted).await?;
+    Ok((endpoint, tls.map(|tls| tls.connector(uri))))
 }
 
-fn tls(options: &Options) -> Result<ClientTlsConfig, Failure> {
-    let mut tls = ClientTlsConfig::new();
-    tls = match &options.tls_ca {
-        Some(file) => tls.ca_certificate(Certificate::from_pem(read("--tls-ca", file)?)),
-        None => tls.with_native_roots(),
-    };
-    match (&options.tls_cert, &options.tls_key) {
-        (None, None) => Ok(tls),
-        (Some(certificate), Some(key)) => {
-            let certificate = read("--tls-cert", certificate)?;
-            Ok(tls.identity(Identity::from_pem(certificate, read("--tls-key", key)?)))
+/// What the connection shows and trusts, by `--tls-mode` or what follows from the address.
+async fn tls(options: &Options, encrypted: bool) -> Result<Option<ClientTls>, Failure> {
+    let mode = options.tls_mode.unwrap_or(match encrypted {
+        false => TlsMode::Disabled,
+        true if options.tls_ca.is_some() => TlsMode::File,
+        true => TlsMode::System,
+    });
+    let server = &options.server;
+    match (mode, encrypted) {
+        (TlsMode::Disabled, true) => {
+            return Err(usage(format!(
+                "--tls-mode: disabled needs an http:// address, got {server}"
+            )));
         }
-        _ => Err(Failure::new(
-            Exit::Usage,
-            "--tls-cert, --tls-key: expected both or neither",
-        )),
+        (TlsMode::System | TlsMode::File | TlsMode::Spiffe, false) => {
+            return Err(usage(format!(
+                "--tls-mode: TLS needs an https:// address, got {server}"
+            )));
+        }
+        _ => {}
     }
+    let files = options.tls_ca.is_some() || options.tls_cert.is_some() || options.tls_key.is_some();
+    let pair = match (&options.tls_cert, &options.tls_key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some((certificate.as_path(), key.as_path())),
+        _ => {
+            return Err(usage(
+                "--tls-cert, --tls-key: expected both or neither".to_owned(),
+            ));
+        }
+    };
+    if mode != TlsMode::Spiffe && options.server_spiffe_id.is_some() {
+        return Err(usage(
+            "--server-spiffe-id: only with --tls-mode spiffe".to_owned(),
+        ));
+    }
+    let tls = match (mode, &options.tls_ca) {
+        (TlsMode::Disabled, _) if files => {
+            return Err(usage(format!(
+                "--tls-ca, --tls-cert, --tls-key: nothing is encrypted with {server}"
+            )));
+        }
+        (TlsMode::Disabled, _) => return Ok(None),
+        (TlsMode::System, Some(_)) => {
+            return Err(usage(
+                "--tls-ca: only with --tls-mode file; system trusts this system's own authorities".to_owned(),
+            ));
+        }
+        (TlsMode::System, None) => ClientTls::of_system(pair),
+        (TlsMode::File, Some(authorities)) => ClientTls::of_pem(authorities, pair),
+        (TlsMode::File, None) => return Err(usage("--tls-ca: required with --tls-mode file".to_owned())),
+        (TlsMode::Spiffe, _) if files => {
+            return Err(usage(
+                "--tls-ca, --tls-cert, --tls-key: not with --tls-mode spiffe, where the agent gives them"
+                    .to_owned(),
+            ));
+        }
+        (TlsMode::Spiffe, _) => {
+            let settings = TlsSettings::Spiffe(options.spiffe_socket.clone());
+            let server = match &options.server_spiffe_id {
+                None => ServerId::OfTrustDomain,
+                Some(id) => ServerId::Exactly(SpiffeId::new(id).map_err(|error| {
+                    usage(format!(
+                        "--server-spiffe-id: {error}: expected a SPIFFE ID, as spiffe://example.org/builderd"
+                    ))
+                })?),
+            };
+            Tls::start(&settings).await.and_then(|tls| tls.client(server))
+        }
+    };
+    tls.map(Some).map_err(|error| tls_failure(&error))
+}
+
+/// Names the flag that is behind missing certificates.
+fn tls_failure(error: &TlsError) -> Failure {
+    let (flag, exit) = match error {
+        TlsError::File(error) => match error.role {
+            FileRole::Certificate => ("--tls-cert", Exit::Usage),
+            FileRole::Key => ("--tls-key", Exit::Usage),
+            FileRole::Authorities => ("--tls-ca", Exit::Usage),
+        },
+        TlsError::Spiffe(_) => ("--spiffe-socket", Exit::Unavailable),
+        _ => ("--tls-mode", Exit::Usage),
+    };
+    Failure::new(exit, format!("{flag}: {}", chain(error)))
+}
+
+fn usage(message: String) -> Failure {
+    Failure::new(Exit::Usage, message)
 }
 
 /// Reads a file that a flag names.

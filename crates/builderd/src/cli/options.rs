@@ -50,6 +50,26 @@ pub(super) struct Options {
     #[arg(long, global = true, value_name = "FILE", env = "UNKEY_BUILDERD_TLS_KEY_FILE", value_hint = ValueHint::FilePath)]
     pub(super) tls_key: Option<PathBuf>,
 
+    /// Socket of the Workload API, for --tls-mode spiffe
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "UNKEY_BUILDERD_SPIFFE_SOCKET",
+        default_value = "/run/spire/sockets/agent.sock",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(super) spiffe_socket: PathBuf,
+
+    /// Who the service has to be, for --tls-mode spiffe [default: anybody of the trust domain who is no tenant]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ID",
+        env = "UNKEY_BUILDERD_SERVER_SPIFFE_ID"
+    )]
+    pub(super) server_spiffe_id: Option<String>,
+
     /// File with the token for AUTH_MODE=bearer; or set UNKEY_BUILDERD_TOKEN
     #[arg(long, global = true, value_name = "FILE", env = "UNKEY_BUILDERD_TOKEN_FILE", value_hint = ValueHint::FilePath)]
     pub(super) token_file: Option<PathBuf>,
@@ -71,7 +91,7 @@ pub(super) enum TlsMode {
     System,
     /// TLS, the service known by --tls-ca
     File,
-    /// SPIFFE (not there yet)
+    /// TLS, both sides known by their SPIFFE IDs
     Spiffe,
 }
 

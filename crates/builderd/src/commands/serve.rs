@@ -8,11 +8,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{chain, runtime};
 use crate::{
-    config::{Config, Effect, SETTINGS, Setting, VARIABLE_PREFIX, Values},
+    config::{AuthenticationConfig, Config, Effect, SETTINGS, Setting, VARIABLE_PREFIX, Values},
     daemon::{Daemon, DaemonError},
     exit::{Exit, Failure},
     isolation::Insistence,
     logging,
+    tls::{TlsError, TlsSettings},
 };
 
 /// Where `--dev` keeps its state.
@@ -121,6 +122,14 @@ fn start_failure(error: &DaemonError) -> Failure {
             );
             Failure::new(Exit::CannotCreate, message)
         }
+        DaemonError::Setting { setting, source } if source.is::<TlsError>() => Failure::new(
+            Exit::Usage,
+            format!(
+                "{VARIABLE_PREFIX}{setting}: {}{}",
+                chain(source.as_ref()),
+                without_certificates(setting)
+            ),
+        ),
         DaemonError::Setting { setting, source } => Failure::new(
             Exit::Usage,
             format!("{VARIABLE_PREFIX}{setting}: {}", chain(source.as_ref())),
@@ -147,6 +156,17 @@ fn start_failure(error: &DaemonError) -> Failure {
     }
 }
 
+/// The ways out for who has no agent.
+fn without_certificates(setting: &str) -> &'static str {
+    match setting {
+        "SPIFFE_SOCKET" => {
+            ": set it to the agent's socket; without an agent, set UNKEY_BUILDERD_TLS_MODE=file with certificates of \
+             your own, or disabled behind a proxy that terminates TLS; or start with --dev"
+        }
+        _ => "",
+    }
+}
+
 /// One line with what an operator looks for first, and warnings about what is open.
 fn announce(config: &Config, address: SocketAddr) {
     tracing::info!(
@@ -164,16 +184,37 @@ fn announce(config: &Config, address: SocketAddr) {
             "Workers are in no box (TENANT_ISOLATION_ENABLED=false): build only images that you trust this host with"
         );
     }
-    match (&config.tokens_file, address.ip().is_loopback()) {
-        (None, false) => tracing::warn!(
+    warn_about_callers(config, address);
+}
+
+/// Says who can do what they should not.
+fn warn_about_callers(config: &Config, address: SocketAddr) {
+    if address.ip().is_loopback() {
+        return;
+    }
+    let asks = match &config.tls {
+        TlsSettings::Disabled => false,
+        TlsSettings::Files(files) => files.authorities.is_some(),
+        TlsSettings::Spiffe(_) => true,
+    };
+    let plaintext = config.tls == TlsSettings::Disabled;
+    match &config.authentication {
+        AuthenticationConfig::None if asks => tracing::warn!(
             server.address = %address,
-            "Anyone who reaches this address can act for any tenant: AUTH_MODE is none and the port is not encrypted"
+            "Every client whose certificate is accepted can act for any tenant: AUTH_MODE is none"
         ),
-        (Some(_), false) => tracing::warn!(
+        AuthenticationConfig::None => tracing::warn!(
             server.address = %address,
-            "Tokens cross the network readable: put a proxy that terminates TLS in front of this address"
+            encrypted = !plaintext,
+            "Anyone who reaches this address can act for any tenant: AUTH_MODE is none and no client shows a \
+             certificate"
         ),
-        (_, true) => {}
+        AuthenticationConfig::Bearer(_) if plaintext => tracing::warn!(
+            server.address = %address,
+            "Tokens cross the network readable: set TLS_MODE, or put a proxy that terminates TLS in front of this \
+             address"
+        ),
+        AuthenticationConfig::Bearer(_) | AuthenticationConfig::Mtls { .. } => {}
     }
 }
 

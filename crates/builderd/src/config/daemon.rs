@@ -8,10 +8,14 @@ use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
 
 use super::{
+    security::{self, AuthenticationConfig},
     storage,
     values::{ConfigError, Values},
 };
-use crate::isolation::Insistence;
+use crate::{
+    isolation::Insistence,
+    tls::{ServerId, TlsSettings},
+};
 
 /// Everything that `builderd serve` needs to know.
 #[derive(Clone, Debug)]
@@ -31,8 +35,10 @@ pub struct Config {
     pub max_connections_per_peer: usize,
     /// Whether the reflection services answer.
     pub reflection: bool,
-    /// Tokens of callers, who then have to show one; `None` when callers are not asked.
-    pub tokens_file: Option<PathBuf>,
+    /// How callers show who they are.
+    pub authentication: AuthenticationConfig,
+    /// How the service port is encrypted, and what calls of the service's own show.
+    pub tls: TlsSettings,
     /// Builds that run at the same time.
     pub max_concurrent_builds: usize,
     /// The longest that any build may take.
@@ -84,6 +90,8 @@ pub struct Config {
     pub tenant_defaults: TenantDefaults,
     /// Where finished images are registered; `None` for nowhere.
     pub asset_manager: Option<assetclient::Config>,
+    /// Who may answer as assetmanagerd, where identities are SPIFFE's.
+    pub asset_manager_id: ServerId,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -129,7 +137,9 @@ impl Config {
             ));
         }
         let asset_manager = asset_manager(values, &mut errors);
-        let tokens_file = tokens_file(values, &mut errors);
+        let tls = security::tls(values, &mut errors);
+        let authentication = security::authentication(values, &tls, &mut errors);
+        let asset_manager_id = security::server_id(values, "ASSETMANAGER_SPIFFE_ID", &tls, &mut errors);
         let artifacts = storage::artifacts(values, &mut errors);
         let registry_proxies = registry_proxies(values, &mut errors);
         if !values.flag("DOCKER_MIRROR_FALLBACK") && values.text("DOCKER_REGISTRY_MIRROR").is_empty() {
@@ -149,7 +159,8 @@ impl Config {
             max_connections: values.integer("MAX_CONNECTIONS"),
             max_connections_per_peer: values.integer("MAX_CONNECTIONS_PER_PEER"),
             reflection: values.flag("REFLECTION_ENABLED"),
-            tokens_file,
+            authentication,
+            tls,
             max_concurrent_builds: values.integer("MAX_CONCURRENT_BUILDS"),
             build_timeout: values.duration("BUILD_TIMEOUT"),
             database_directory: values.path("DATABASE_DATA_DIR"),
@@ -201,6 +212,7 @@ impl Config {
                 ..TenantDefaults::default()
             },
             asset_manager,
+            asset_manager_id,
             log,
         })
     }
@@ -209,23 +221,11 @@ impl Config {
 /// Settings of which only some values can be had. Production's own defaults are among those that cannot, on purpose:
 /// a service that is thought to be encrypted or contained and is not must not start.
 fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
-    let words = [
-        (
-            "TLS_MODE",
-            "disabled",
-            "TLS is not implemented yet: set UNKEY_BUILDERD_TLS_MODE=disabled and put a proxy that terminates TLS in \
-             front of the service, or start with --dev",
-        ),
-        (
+    if values.text("DATABASE_TYPE") != "sqlite" {
+        errors.push(values.refuse(
             "DATABASE_TYPE",
-            "sqlite",
             "PostgreSQL is not implemented yet: set UNKEY_BUILDERD_DATABASE_TYPE=sqlite",
-        ),
-    ];
-    for (name, only, problem) in words {
-        if values.text(name) != only {
-            errors.push(values.refuse(name, problem));
-        }
+        ));
     }
     if values.flag("TENANT_ISOLATION_ENABLED") && values.text("ROOTFS_BACKEND") == "mke2fs" {
         errors.push(values.refuse(
@@ -234,30 +234,6 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
              or UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without boxes",
         ));
     }
-}
-
-/// Where the tokens of callers are, when they have to show one.
-fn tokens_file(values: &Values, errors: &mut Vec<ConfigError>) -> Option<PathBuf> {
-    let given = !values.text("AUTH_TOKENS_FILE").is_empty();
-    match values.text("AUTH_MODE") {
-        "bearer" if given => return Some(values.path("AUTH_TOKENS_FILE")),
-        "bearer" => errors.push(values.refuse(
-            "AUTH_TOKENS_FILE",
-            "AUTH_MODE=bearer needs it: a file with lines of the SHA-256 of a token in hexadecimal and a tenant, or *",
-        )),
-        "mtls" => errors.push(values.refuse(
-            "AUTH_MODE",
-            "callers are not known by their certificates yet: set UNKEY_BUILDERD_AUTH_MODE=bearer, or none and let \
-             only trusted networks reach the service port",
-        )),
-        // A file that is thought to protect and does not is a mistake.
-        _ if given => errors.push(values.refuse(
-            "AUTH_TOKENS_FILE",
-            "it is for UNKEY_BUILDERD_AUTH_MODE=bearer, which is not set",
-        )),
-        _ => {}
-    }
-    None
 }
 
 /// The proxies that the operator has set; those of the environment are not the daemon's.

@@ -7,11 +7,13 @@
 
 mod daemon;
 mod duration;
+mod security;
 mod settings;
 mod storage;
 mod values;
 
 pub use daemon::{Config, LogConfig, LogFormat};
 pub use duration::{format_duration, parse_duration};
+pub use security::AuthenticationConfig;
 pub use settings::{Effect, Form, SETTINGS, Setting, VARIABLE_PREFIX};
 pub use values::{ConfigError, Source, Values};

@@ -109,9 +109,6 @@ pub enum Effect {
 }
 
 const NOT_PORTABLE: &str = "the database is SQLite in this version";
-const NO_TLS: &str =
-    "the service port speaks plaintext in this version: put a proxy that terminates TLS in front of it";
-const NO_SPIFFE: &str = "callers are not known by certificates in this version: use AUTH_MODE=bearer";
 const NO_TELEMETRY: &str =
     "telemetry is not exported in this version: the log on standard error is what there is";
 const NO_AUDIT: &str = "no audit log is written in this version";
@@ -498,15 +495,19 @@ pub const SETTINGS: &[Setting] = &[
         Form::Bool,
         "Register images with assetmanagerd",
     )
-    .in_development("false")
-    .partial(),
+    .in_development("false"),
     works(
         "ASSETMANAGER_ENDPOINT",
         "https://localhost:8083",
         Form::Url,
         "Where assetmanagerd is",
-    )
-    .partial(),
+    ),
+    works(
+        "ASSETMANAGER_SPIFFE_ID",
+        "",
+        Form::Text,
+        "Its SPIFFE ID for TLS_MODE=spiffe; without, any of the trust domain that is no tenant's",
+    ),
     works(
         "ASSETMANAGER_SERVICE",
         "asset.v1",
@@ -518,35 +519,47 @@ pub const SETTINGS: &[Setting] = &[
         "AUTH_MODE",
         "none",
         Form::Word(&["none", "bearer", "mtls"]),
-        "How callers show who they are",
-    )
-    .partial(),
+        "How callers show who they are; mtls needs TLS_MODE=spiffe, or file with TLS_CA_FILE",
+    ),
     works("AUTH_TOKENS_FILE", "", Form::Path, "Tokens for AUTH_MODE=bearer"),
     works(
         "AUTH_SERVICE_IDS",
         "",
         Form::List,
-        "SPIFFE IDs that act for any tenant",
-    )
-    .not_yet(NO_SPIFFE),
+        "SPIFFE IDs that act for any tenant, for AUTH_MODE=mtls",
+    ),
+    works(
+        "AUTH_TRUST_DOMAIN",
+        "",
+        Form::Text,
+        "Trust domain of callers for AUTH_MODE=mtls; without, that of the service's own certificate",
+    ),
     works(
         "TLS_MODE",
         "spiffe",
         Form::Word(&["disabled", "file", "spiffe"]),
-        "How the service port is encrypted",
+        "How the service port and calls of assetmanagerd are encrypted",
     )
-    .in_development("disabled")
-    .partial(),
-    works("TLS_CERT_FILE", "", Form::Path, "Certificate for TLS_MODE=file").not_yet(NO_TLS),
-    works("TLS_KEY_FILE", "", Form::Path, "Key for TLS_MODE=file").not_yet(NO_TLS),
-    works("TLS_CA_FILE", "", Form::Path, "Authority for client certificates").not_yet(NO_TLS),
+    .in_development("disabled"),
+    works(
+        "TLS_CERT_FILE",
+        "",
+        Form::Path,
+        "Certificate and chain for TLS_MODE=file, PEM; read again when it changes",
+    ),
+    works("TLS_KEY_FILE", "", Form::Path, "Its key, PEM"),
+    works(
+        "TLS_CA_FILE",
+        "",
+        Form::Path,
+        "Authorities of clients, who then have to show a certificate, and of assetmanagerd; PEM",
+    ),
     works(
         "SPIFFE_SOCKET",
         "/run/spire/sockets/agent.sock",
         Form::Path,
-        "Agent for TLS_MODE=spiffe",
-    )
-    .not_yet(NO_TLS),
+        "Socket of the Workload API for TLS_MODE=spiffe",
+    ),
     // What it tells.
     works(
         "LOG_LEVEL",
@@ -622,6 +635,7 @@ pub const SETTINGS: &[Setting] = &[
         "Read by the remote client only",
     )
     .client(),
+    works("SERVER_SPIFFE_ID", "", Form::Text, "Read by the remote client only").client(),
     works("TENANT_ID", "", Form::Text, "Read by the remote client only").client(),
     works("USER_ID", "", Form::Text, "Read by the remote client only").client(),
     works("TOKEN", "", Form::Text, "Read by the remote client only")

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     future::Future,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -16,7 +17,10 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -27,9 +31,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use crate::tls::{PeerCertificate, ServerTls};
+
 /// Who is at the other end of the connection that a request came by.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// What it showed in the handshake.
+    pub(super) certificate: Option<Arc<PeerCertificate>>,
+}
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +78,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// By so many bytes a client has shown which version of HTTP it speaks: the length of HTTP/2's preface.
 const PREFACE_BYTES: usize = 24;
 
-/// Serves `router` on `listener` until `stop` is cancelled, then lets connections finish.
-pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, stop: CancellationToken) {
+/// Serves `router` on `listener` until `stop` is cancelled, then lets connections finish. Without `tls` it is plaintext.
+///
+/// A connection counts from the moment it is accepted: who does not shake hands holds a place, for as long as a
+/// handshake may take.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    router: Router,
+    limits: ConnectionLimits,
+    stop: CancellationToken,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -111,18 +130,18 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "Setting TCP_NODELAY failed");
         }
-        let router = router.clone();
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(address));
-            router.clone().call(request)
-        });
-        let io = TokioIo::new(PrefaceInTime::new(stream, limits.header_read));
-        let connection = builder.serve_connection(io, service).into_owned();
-        let connection = graceful.watch(connection);
-        let cut = cut.clone();
+        let connection = Connection {
+            stream,
+            address,
+            builder: builder.clone(),
+            router: router.clone(),
+            header_read: limits.header_read,
+            watcher: graceful.watcher(),
+        };
+        let (tls, cut, stop) = (tls.clone(), cut.clone(), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
-                ended = connection => if let Err(error) = ended {
+                ended = connection.serve(tls, stop) => if let Err(error) = ended {
                     tracing::debug!(client.addr = %address, error, "Connection ended with an error");
                 },
                 () = cut.cancelled() => {}
@@ -138,6 +157,62 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         tracing::warn!(grace = ?limits.close, "Connections were cut: they did not finish in time");
         cut.cancel();
     }
+}
+
+/// A connection that was accepted.
+struct Connection {
+    stream: TcpStream,
+    address: SocketAddr,
+    builder: auto::Builder<TokioExecutor>,
+    router: Router,
+    header_read: Duration,
+    watcher: Watcher,
+}
+
+impl Connection {
+    /// Shakes hands where there is TLS, then answers requests until the client or `graceful` ends it. A handshake that
+    /// is under way when the service stops is dropped: nothing was asked yet.
+    async fn serve(
+        self,
+        tls: Option<ServerTls>,
+        stop: CancellationToken,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let (address, header_read) = (self.address, self.header_read);
+        let Some(tls) = tls else {
+            let stream = PrefaceInTime::new(self.stream, header_read);
+            let peer = Peer {
+                address,
+                certificate: None,
+            };
+            return answer(&self.builder, self.router, stream, peer, self.watcher).await;
+        };
+        let (stream, certificate) = tokio::select! {
+            shaken = tls.accept(self.stream) => shaken?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        let peer = Peer { address, certificate };
+        let stream = PrefaceInTime::new(stream, header_read);
+        answer(&self.builder, self.router, stream, peer, self.watcher).await
+    }
+}
+
+/// Answers the requests of one connection.
+async fn answer<S>(
+    builder: &auto::Builder<TokioExecutor>,
+    router: Router,
+    stream: PrefaceInTime<S>,
+    peer: Peer,
+    watcher: Watcher,
+) -> Result<(), Box<dyn Error + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        router.clone().call(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    watcher.watch(connection.into_owned()).await
 }
 
 /// How many connections each peer has.
@@ -194,14 +269,14 @@ fn peer_of(address: IpAddr) -> IpAddr {
 ///
 /// hyper's own limit on reading a head starts once the version of HTTP is known, and a client that sends nothing at
 /// all never gets there.
-struct PrefaceInTime {
-    stream: TcpStream,
+struct PrefaceInTime<S> {
+    stream: S,
     missing_bytes: usize,
     timeout: Pin<Box<Sleep>>,
 }
 
-impl PrefaceInTime {
-    fn new(stream: TcpStream, timeout: Duration) -> Self {
+impl<S> PrefaceInTime<S> {
+    fn new(stream: S, timeout: Duration) -> Self {
         Self {
             stream,
             missing_bytes: PREFACE_BYTES,
@@ -210,7 +285,7 @@ impl PrefaceInTime {
     }
 }
 
-impl AsyncRead for PrefaceInTime {
+impl<S: AsyncRead + Unpin> AsyncRead for PrefaceInTime<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -227,7 +302,7 @@ impl AsyncRead for PrefaceInTime {
     }
 }
 
-impl AsyncWrite for PrefaceInTime {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PrefaceInTime<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

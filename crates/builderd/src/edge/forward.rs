@@ -58,7 +58,7 @@ impl Forwarder {
         let method = self.methods.get(path).cloned().ok_or_else(not_found)?;
         let path = PathAndQuery::try_from(format!("/{path}")).map_err(|_| not_found())?;
         self.services
-            .admits(path.path(), context.headers())
+            .admits(path.path(), context.headers(), context.extensions())
             .map_err(|status| connect_error(&status))?;
         Ok(Call {
             services: self.services.clone(),
@@ -291,7 +291,7 @@ fn request<M>(context: &RequestContext, messages: M) -> tonic::Request<M> {
     };
     request.extensions_mut().insert(ProtocolName(protocol));
     if let Some(peer) = context.extensions().get::<Peer>() {
-        request.extensions_mut().insert(*peer);
+        request.extensions_mut().insert(peer.clone());
     }
     request
 }

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status, body::Body, service::Routes};
@@ -27,7 +27,7 @@ use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
 use super::{MAX_MESSAGE_BYTES, connection::Peer};
-use crate::{auth::Authentication, status::with_info};
+use crate::{auth::Authentication, status::with_info, tls::PeerCertificate};
 
 /// Methods below this path are for callers who have shown who they are. The others tell nothing about anybody.
 const AUTHENTICATED: &str = "/builder.v1.";
@@ -64,10 +64,18 @@ impl Guard {
         }
     }
 
-    /// Whether a call of this path with these headers would get past authentication.
-    pub(super) fn admits(&self, path: &str, headers: &HeaderMap) -> Result<(), Status> {
+    /// Whether a call of this path, with these headers and by this connection, would get past authentication.
+    pub(super) fn admits(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<(), Status> {
         match path.starts_with(AUTHENTICATED) {
-            true => self.authentication.caller(headers).map(drop),
+            true => self
+                .authentication
+                .caller(headers, certificate(extensions))
+                .map(drop),
             false => Ok(()),
         }
     }
@@ -113,7 +121,10 @@ impl Service<Request<Body>> for Guard {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let caller = match request.uri().path().starts_with(AUTHENTICATED) {
-            true => self.authentication.caller(request.headers()).map(Some),
+            true => self
+                .authentication
+                .caller(request.headers(), certificate(request.extensions()))
+                .map(Some),
             false => Ok(None),
         };
         // Whoever comes after has no use for it, and cannot log it by mistake.
@@ -128,7 +139,10 @@ impl Service<Request<Body>> for Guard {
             "request",
             rpc.method = method,
             rpc.protocol = protocol,
-            client.addr = peer.map(|peer| field::display(peer.0)),
+            client.addr = peer.map(|peer| field::display(peer.address)),
+            client.id = certificate(request.extensions())
+                .and_then(|certificate| certificate.spiffe_id.as_ref())
+                .map(field::display),
             tenant.id = field::Empty,
             user.id = user(request.headers()),
             rpc.code = field::Empty,
@@ -145,6 +159,11 @@ impl Service<Request<Body>> for Guard {
         let call = Self::handle(routes, request, admitted);
         Box::pin(call.map(Ok).instrument(span))
     }
+}
+
+/// What the connection's other end showed in the handshake.
+fn certificate(extensions: &Extensions) -> Option<&PeerCertificate> {
+    extensions.get::<Peer>()?.certificate.as_deref()
 }
 
 /// The user whom a client names.

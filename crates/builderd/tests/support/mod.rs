@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
 
 pub mod protocols;
+pub mod tunnel;
 
 use std::{
     net::SocketAddr,
@@ -15,6 +16,7 @@ use std::{
 use builderd::{
     edge::{self, Checks, ConnectionLimits, EdgeConfig, Vitals},
     proto::{self, builder_service_client::BuilderServiceClient, builder_service_server::BuilderService},
+    tls::ServerTls,
 };
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -195,6 +197,15 @@ impl Server {
         status: &'static str,
         change: impl FnOnce(&mut EdgeConfig),
     ) -> Self {
+        Self::with_tls(limits, status, None, change).await
+    }
+
+    pub async fn with_tls(
+        limits: ConnectionLimits,
+        status: &'static str,
+        tls: Option<ServerTls>,
+        change: impl FnOnce(&mut EdgeConfig),
+    ) -> Self {
         let service = Scripted::default();
         let dropped = service.dropped.clone();
         let mut config = EdgeConfig {
@@ -221,7 +232,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(edge::serve(listener, router, limits, stop.clone()));
+        let serving = tokio::spawn(edge::serve(listener, tls, router, limits, stop.clone()));
         Self {
             address,
             dropped,

@@ -1,0 +1,194 @@
+//! A SPIFFE agent in the process: gives identities over the Workload API, renews them, goes away and comes back.
+//!
+//! ```
+//! use test_support::{pki::Authority, workload_api::Agent};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let directory = tempfile::tempdir()?;
+//! let socket = directory.path().join("agent.sock");
+//! let authority = Authority::of_trust_domain("test.example");
+//! let agent = Agent::start(&socket)?;
+//! agent.give("spiffe://test.example/builderd", &authority);
+//! // … a program connects to the socket and gets its identity; it is told of the next one:
+//! agent.give("spiffe://test.example/builderd", &authority);
+//! drop(agent); // … and this is an agent that went away.
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    thread::JoinHandle,
+};
+
+use futures_util::{Stream, stream};
+use tokio::sync::{oneshot, watch};
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::pki::{Authority, Issued, Subject};
+
+mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+
+    tonic::include_proto!("_");
+}
+
+use proto::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+
+/// The header that shows that a caller means this API, and is not a browser that was led here.
+const SECURITY_HEADER: &str = "workload.spiffe.io";
+
+/// What an agent tells.
+type Told = Option<proto::X509svidResponse>;
+
+/// An agent at a socket. It ends when it is dropped, and the socket goes with it.
+pub struct Agent {
+    socket: PathBuf,
+    told: watch::Sender<Told>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Starts one that knows no identity for anybody.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn start(socket: &Path) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::bind(socket)?;
+        listener.set_nonblocking(true)?;
+        let (told, _) = watch::channel(None);
+        let service = SpiffeWorkloadApiServer::new(Service(told.clone()));
+        let router = Routes::new(service).prepare().into_axum_router();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("test-spiffe-agent".into())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let Ok(listener) = tokio::net::UnixListener::from_std(listener) else {
+                        return;
+                    };
+                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
+                    tokio::select! { _ = serve => {}, _ = stopped => {} }
+                });
+            })?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            told,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Gives every caller this identity, or renews it: the certificate and the key are new ones.
+    pub fn give(&self, id: &str, authority: &Authority) -> Issued {
+        self.give_with(id, authority, &[])
+    }
+
+    /// The same, with the authorities of other trust domains.
+    pub fn give_with(&self, id: &str, authority: &Authority, federated: &[(&str, &Authority)]) -> Issued {
+        self.tell(id, &Subject::spiffe(id), authority, authority, federated)
+    }
+
+    /// Gives an identity that no peer of the bundle's authority will believe.
+    pub fn give_wrong(
+        &self,
+        id: &str,
+        subject: &Subject,
+        authority: &Authority,
+        bundle: &Authority,
+    ) -> Issued {
+        self.tell(id, subject, authority, bundle, &[])
+    }
+
+    fn tell(
+        &self,
+        id: &str,
+        subject: &Subject,
+        authority: &Authority,
+        bundle: &Authority,
+        federated: &[(&str, &Authority)],
+    ) -> Issued {
+        let issued = authority.issue(subject);
+        let federated: HashMap<_, _> = federated
+            .iter()
+            .map(|(domain, authority)| (format!("spiffe://{domain}"), authority.der().into()))
+            .collect();
+        self.told.send_replace(Some(proto::X509svidResponse {
+            svids: vec![proto::X509svid {
+                spiffe_id: id.to_owned(),
+                x509_svid: issued.certificate_der.clone().into(),
+                x509_svid_key: issued.key_der.clone().into(),
+                bundle: bundle.der().into(),
+                hint: String::new(),
+            }],
+            crl: Vec::new(),
+            federated_bundles: federated,
+        }));
+        issued
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Agent")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The thread may have ended by itself; then there is nobody to tell.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        // Its directory may be gone already.
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+struct Service(watch::Sender<Told>);
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Service {
+    type FetchX509SVIDStream = Pin<Box<dyn Stream<Item = Result<proto::X509svidResponse, Status>> + Send>>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<proto::X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let header = request.metadata().get(SECURITY_HEADER);
+        if header.is_none_or(|value| value != "true") {
+            return Err(Status::invalid_argument("security header missing from request"));
+        }
+        let mut told = self.0.subscribe();
+        if told.borrow().is_none() {
+            return Err(Status::permission_denied("no identity issued"));
+        }
+        told.mark_changed();
+        let answers = stream::unfold(told, |mut told| async move {
+            told.changed().await.ok()?;
+            let answer = told.borrow_and_update().clone()?;
+            Some((Ok(answer), told))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
