@@ -80,7 +80,8 @@ impl Daemon {
     /// # Errors
     /// See [`DaemonError`]. Nothing is left running.
     pub async fn start(config: &Config, worker_command: Vec<OsString>) -> Result<Self, DaemonError> {
-        // Who cannot encrypt opens no port.
+        // What is wrong with the settings shows before a port opens, and so do missing certificates.
+        let (fetch, tenants) = (fetch_config(config)?, tiers(config)?);
         let tls = Tls::start(&config.tls).await.map_err(tls_error)?;
         let server_tls = tls.server().map_err(tls_error)?;
         let authentication = authentication(config, &tls)?;
@@ -94,9 +95,15 @@ impl Daemon {
         let listener = listener.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
-        let builder = Builder::start(builder_config(config, worker_command, asset_manager)?)
-            .await
-            .map_err(|error| start_error(error, &config.artifacts))?;
+        let builder = Builder::start(builder_config(
+            config,
+            worker_command,
+            fetch,
+            tenants,
+            asset_manager,
+        )?)
+        .await
+        .map_err(|error| start_error(error, &config.artifacts))?;
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
@@ -155,6 +162,15 @@ impl Daemon {
             tracing::error!(%error, "Serving ended by a fault of its own");
         }
     }
+}
+
+/// Checks what a start would refuse, as far as that shows without opening, making or connecting to anything.
+///
+/// # Errors
+/// [`DaemonError::Setting`].
+pub fn check(config: &Config) -> Result<(), DaemonError> {
+    fetch_config(config)?;
+    tiers(config).map(drop)
 }
 
 /// How callers show who they are, put together from files and certificates.
@@ -229,6 +245,8 @@ fn tls_error(error: TlsError) -> DaemonError {
 fn builder_config(
     config: &Config,
     worker_command: Vec<OsString>,
+    fetch: ClientConfig,
+    tenants: TierTable,
     asset_manager: Option<assetclient::Config>,
 ) -> Result<BuilderConfig, DaemonError> {
     let prepared = isolation::launcher(config.isolation, config.backend, &config.workspace_directory)
@@ -240,7 +258,7 @@ fn builder_config(
         tracing::warn!("{warning}");
     }
     Ok(BuilderConfig {
-        fetch: fetch_config(config)?,
+        fetch,
         database_directory: config.database_directory.clone(),
         artifacts: config.artifacts.clone(),
         output_directory: config.output_directory.clone(),
@@ -258,7 +276,7 @@ fn builder_config(
         cache_max_bytes: config.cache_max_bytes,
         max_compressed_bytes: Some(config.max_image_bytes),
         layers_in_parallel: LAYERS_IN_PARALLEL,
-        tenants: tiers(config)?,
+        tenants,
         asset_manager,
         storage_max_bytes: Some(config.storage_max_bytes),
         cleanup_interval: config.cleanup_interval,

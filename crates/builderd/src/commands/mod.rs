@@ -1,6 +1,7 @@
 //! What `builderd` can be asked to do.
 
 mod build;
+mod config;
 mod doctor;
 mod image;
 mod serve;
@@ -78,6 +79,7 @@ pub fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(build::command())
         .subcommand(image::command())
+        .subcommand(config::command())
         .subcommand(doctor::command())
         .subcommand(
             Command::new("worker")
@@ -91,6 +93,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("serve", matches)) => serve::run(matches),
         Some(("build", matches)) => build::run(matches),
         Some(("image", matches)) => image::run(matches),
+        Some(("config", matches)) => config::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
         _ => Err(Failure::new(
             Exit::Usage,

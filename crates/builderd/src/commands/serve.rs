@@ -21,17 +21,23 @@ pub(super) const DEFAULT_STATE_DIRECTORY: &str = "./builderd-data";
 
 /// The command line of `serve`: one flag for every setting.
 pub(super) fn command() -> Command {
-    let flags = SETTINGS
-        .iter()
-        .filter(|setting| !matches!(setting.effect, Effect::Client))
-        .map(flag);
-    Command::new("serve")
+    let command = Command::new("serve")
         .about("Serve the API (the default command)")
         .long_about(
             "Serve the API over gRPC, gRPC-Web and Connect on one port, and build what it is asked for.\n\n\
              Every flag is also a variable, UNKEY_BUILDERD_ and the flag in capitals with underscores, as \
              UNKEY_BUILDERD_BUILD_TIMEOUT=20m. A flag goes before a variable. Durations are spelt as 15m or 1h30m.",
-        )
+        );
+    with_settings(command)
+}
+
+/// Adds a flag for every setting, and those that choose the defaults.
+pub(super) fn with_settings(command: Command) -> Command {
+    let flags = SETTINGS
+        .iter()
+        .filter(|setting| !matches!(setting.effect, Effect::Client))
+        .map(flag);
+    command
         .arg(
             Arg::new("dev")
                 .long("dev")
@@ -44,7 +50,9 @@ pub(super) fn command() -> Command {
                 .value_name("DIR")
                 .value_parser(value_parser!(PathBuf))
                 .requires("dev")
-                .help(format!("Where --dev keeps its state [default: {DEFAULT_STATE_DIRECTORY}]")),
+                .help(format!(
+                    "Where --dev keeps its state [default: {DEFAULT_STATE_DIRECTORY}]"
+                )),
         )
         .args(flags)
 }
@@ -65,7 +73,7 @@ fn flag(setting: &Setting) -> Arg {
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
-    let config = config(matches)?;
+    let (_, config) = settings(matches)?;
     logging::start(&config.log);
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config));
@@ -74,7 +82,8 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     result
 }
 
-fn config(matches: &ArgMatches) -> Result<Config, Failure> {
+/// The settings of this command line and this environment.
+pub(super) fn settings(matches: &ArgMatches) -> Result<(Values, Config), Failure> {
     let development = matches.get_flag("dev");
     let state_directory = development.then(|| {
         let given = matches.get_one::<PathBuf>("state-dir").cloned();
@@ -85,7 +94,10 @@ fn config(matches: &ArgMatches) -> Result<Config, Failure> {
         _ => matches.get_one::<String>(setting.name).cloned(),
     };
     Values::collect(std::env::vars_os(), flag, state_directory.as_deref())
-        .and_then(|values| Config::from_values(&values, development))
+        .and_then(|values| {
+            let config = Config::from_values(&values, development)?;
+            Ok((values, config))
+        })
         .map_err(|errors| {
             let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
             Failure::new(Exit::Usage, lines.join("\n"))
@@ -111,7 +123,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start_failure(error: &DaemonError) -> Failure {
+pub(super) fn start_failure(error: &DaemonError) -> Failure {
     let cause = chain(error);
     match error {
         DaemonError::Setting { setting, source } if source.is::<StartError>() => {

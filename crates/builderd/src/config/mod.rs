@@ -7,13 +7,19 @@
 
 mod daemon;
 mod duration;
+mod reference;
 mod security;
+mod setting;
 mod settings;
+mod show;
 mod storage;
 mod values;
 
 pub use daemon::{Config, LogConfig, LogFormat};
 pub use duration::{format_duration, parse_duration};
+pub use reference::settings_reference;
 pub use security::AuthenticationConfig;
-pub use settings::{Effect, Form, SETTINGS, Setting, VARIABLE_PREFIX};
+pub use setting::{Effect, Form, Setting, VARIABLE_PREFIX};
+pub use settings::SETTINGS;
+pub use show::{EffectiveSetting, effective_settings, settings_json, settings_text};
 pub use values::{ConfigError, Source, Values};

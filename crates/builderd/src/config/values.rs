@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     duration::parse_duration,
-    settings::{Effect, Form, SETTINGS, Setting, VARIABLE_PREFIX},
+    setting::{Effect, Form, Setting, VARIABLE_PREFIX},
+    settings::SETTINGS,
 };
 
 /// Directories that `--dev` puts below the state directory.
@@ -333,7 +334,7 @@ fn same(form: Form, left: &str, right: &str) -> bool {
 }
 
 /// The spellings that Go's `strconv.ParseBool` takes.
-fn parse_bool(value: &str) -> Option<bool> {
+pub(super) fn parse_bool(value: &str) -> Option<bool> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),

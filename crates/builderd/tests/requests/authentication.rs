@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Every method, with a body that is in order; `build` is somebody's build.
-fn requests(tenant: &str, build: &str) -> Vec<(&'static str, Value)> {
+pub(crate) fn requests(tenant: &str, build: &str) -> Vec<(&'static str, Value)> {
     let of_build = || json!({"tenant_id": tenant, "build_id": build});
     let of_tenant = || json!({"tenant_id": tenant});
     vec![
@@ -28,14 +28,14 @@ fn requests(tenant: &str, build: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn names_a_build(method: &str) -> bool {
+pub(crate) fn names_a_build(method: &str) -> bool {
     matches!(
         method,
         "GetBuild" | "CancelBuild" | "DeleteBuild" | "StreamBuildLogs"
     )
 }
 
-fn code(result: &Result<(), Status>) -> Code {
+pub(crate) fn code(result: &Result<(), Status>) -> Code {
     result.as_ref().map_or_else(Status::code, |()| Code::Ok)
 }
 

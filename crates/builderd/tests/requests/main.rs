@@ -4,6 +4,7 @@
 
 mod authentication;
 mod cases;
+mod certificates;
 mod random;
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,7 +13,7 @@ use std::{ffi::OsString, path::Path};
 
 use builderd::{
     config::{Config, Values},
-    daemon::Daemon,
+    daemon::{Daemon, DaemonError},
     proto::{self, builder_service_client::BuilderServiceClient},
 };
 use prost::Message as _;
@@ -28,6 +29,7 @@ use tonic::{
 };
 
 /// A daemon on a directory and a port of its own.
+#[derive(Debug)]
 struct Service {
     daemon: Daemon,
     _state: TempDir,
@@ -35,16 +37,20 @@ struct Service {
 
 impl Service {
     async fn start(variables: &[(&str, &str)]) -> Self {
+        Self::try_start(variables).await.unwrap()
+    }
+
+    async fn try_start(variables: &[(&str, &str)]) -> Result<Self, DaemonError> {
         let state = tempfile::tempdir().unwrap();
         let config = config(state.path(), variables);
         let worker = vec![
             OsString::from(env!("CARGO_BIN_EXE_builderd")),
             OsString::from("worker"),
         ];
-        Self {
-            daemon: Daemon::start(&config, worker).await.unwrap(),
+        Ok(Self {
+            daemon: Daemon::start(&config, worker).await?,
             _state: state,
-        }
+        })
     }
 
     fn url(&self) -> String {
