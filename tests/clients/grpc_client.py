@@ -1,6 +1,8 @@
 """A gRPC client with nothing but the descriptors: creates a build, streams its log to the end, prints what it saw.
 
-Usage: grpc_client.py ADDRESS DESCRIPTOR_SET REQUEST_JSON TENANT
+Usage: grpc_client.py ADDRESS DESCRIPTOR_SET REQUEST_JSON TENANT [CA CERTIFICATE KEY]
+
+With the three files, in PEM, over TLS.
 """
 
 import json
@@ -9,7 +11,7 @@ import sys
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
-address, descriptor_set, request, tenant = sys.argv[1:]
+address, descriptor_set, request, tenant, *files = sys.argv[1:]
 pool = descriptor_pool.DescriptorPool()
 with open(descriptor_set, "rb") as file:
     for proto in descriptor_pb2.FileDescriptorSet.FromString(file.read()).file:
@@ -20,7 +22,18 @@ def message(name):
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("builder.v1." + name))
 
 
-channel = grpc.insecure_channel(address, compression=grpc.Compression.Gzip)
+
+def content(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+if files:
+    authorities, certificate, key = map(content, files)
+    credentials = grpc.ssl_channel_credentials(authorities, key, certificate)
+    channel = grpc.secure_channel(address, credentials, compression=grpc.Compression.Gzip)
+else:
+    channel = grpc.insecure_channel(address, compression=grpc.Compression.Gzip)
 
 
 def method(kind, name):
