@@ -45,6 +45,36 @@ pub enum StorageBackend {
     Nfs,
 }
 
+/// Where an asset is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AssetState {
+    /// Its content is on its way to assetmanagerd.
+    Uploading,
+    /// It can be used.
+    Available,
+    /// It is being removed.
+    Deleting,
+    /// It cannot be used and will not become usable.
+    Failed,
+}
+
+/// What assetmanagerd knows of an asset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KnownAsset {
+    /// Its id.
+    pub id: AssetId,
+    /// Where it is in its life.
+    pub state: AssetState,
+    /// How many virtual machines use it.
+    pub reference_count: u32,
+    /// The build that made it; may be empty.
+    pub build_id: String,
+    /// Its SHA-256 in hexadecimal; may be empty.
+    pub checksum: String,
+}
+
 /// A file that is in place, and is to be known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegisterAsset {
@@ -106,6 +136,28 @@ impl AssetId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl StorageBackend {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Local, Self::S3, Self::Http, Self::Nfs];
+
+    /// Its name in lower case, for who keeps it somewhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::S3 => "s3",
+            Self::Http => "http",
+            Self::Nfs => "nfs",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|backend| backend.as_str() == name)
     }
 }
 

@@ -1,13 +1,14 @@
 //! The calls.
 
-use std::{error::Error as _, fmt};
+use std::{error::Error as _, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::PathAndQuery};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
+use prost::Message;
 use tokio::time::{Instant, timeout};
 use tonic::{
-    Code, Extensions, Request, Status,
+    Code, ConnectError, Extensions, Request, Response, Status,
     client::Grpc,
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
@@ -16,11 +17,13 @@ use tonic_prost::ProstCodec;
 use tower::Service as _;
 
 use crate::{
-    asset::{AssetId, AssetKind, Owner, RegisterAsset, StorageBackend},
+    asset::{AssetId, AssetKind, AssetState, KnownAsset, Owner, RegisterAsset, StorageBackend},
     config::{Config, InvalidConfig, Tls},
     error::{AssetError, AssetErrorKind},
     proto,
 };
+
+mod upload;
 
 /// An asset with all its labels is far below this many bytes.
 const LARGEST_ANSWER: usize = 1 << 20;
@@ -57,6 +60,12 @@ impl AssetClient {
         Ok(Self { config, channel })
     }
 
+    /// As it was made.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Makes a file known that is already in place; gives the id under which it is known from now on.
     ///
     /// One attempt. A dropped future leaves it open whether it was carried out.
@@ -81,12 +90,12 @@ impl AssetClient {
         Ok(id)
     }
 
-    /// How many virtual machines use an asset; `None` when assetmanagerd knows no such asset.
+    /// What assetmanagerd knows of an asset; `None` when it knows none of that id.
     ///
     /// # Errors
     ///
-    /// [`AssetError`]; who asks because of a deletion takes every error for "in use".
-    pub async fn reference_count(&self, owner: &Owner, id: &str) -> Result<Option<u32>, AssetError> {
+    /// [`AssetError`].
+    pub async fn find(&self, owner: &Owner, id: &str) -> Result<Option<KnownAsset>, AssetError> {
         const CALL: &str = "GetAsset";
         let request = proto::GetAssetRequest { id: id.to_owned() };
         let answered = self
@@ -102,20 +111,41 @@ impl AssetClient {
         if asset.id != id {
             return Err(wrong("the answer is about another asset"));
         }
-        let count = u32::try_from(asset.reference_count);
-        count
-            .map(Some)
-            .map_err(|_| wrong("the asset's reference count is negative"))
+        let reference_count = u32::try_from(asset.reference_count)
+            .map_err(|_| wrong("the asset's reference count is negative"))?;
+        let state = match asset.status() {
+            proto::AssetStatus::Unspecified | proto::AssetStatus::Available => AssetState::Available,
+            proto::AssetStatus::Uploading => AssetState::Uploading,
+            proto::AssetStatus::Deleting => AssetState::Deleting,
+            proto::AssetStatus::Error => AssetState::Failed,
+        };
+        Ok(Some(KnownAsset {
+            id: asset_id(asset.id).map_err(|kind| AssetError::new(CALL, kind))?,
+            state,
+            reference_count,
+            build_id: asset.build_id,
+            checksum: asset.checksum,
+        }))
     }
 
-    /// Makes assetmanagerd forget an asset that nobody uses. `Ok` also when there is no such asset, so that the call can
-    /// be repeated.
+    /// How many virtual machines use an asset; `None` when assetmanagerd knows no such asset.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetError`]; who asks because of a deletion takes every error for "in use".
+    pub async fn reference_count(&self, owner: &Owner, id: &str) -> Result<Option<u32>, AssetError> {
+        let found = self.find(owner, id).await?;
+        Ok(found.map(|asset| asset.reference_count))
+    }
+
+    /// Makes assetmanagerd forget an asset that nobody uses; says whether there was one. `Ok` also when there was none, so
+    /// that the call can be repeated.
     ///
     /// # Errors
     ///
     /// [`AssetErrorKind::InUse`] when a virtual machine uses it, any other kind when it is not known whether it is
     /// forgotten.
-    pub async fn delete(&self, owner: &Owner, id: &str) -> Result<(), AssetError> {
+    pub async fn delete(&self, owner: &Owner, id: &str) -> Result<bool, AssetError> {
         const CALL: &str = "DeleteAsset";
         let request = proto::DeleteAssetRequest {
             id: id.to_owned(),
@@ -125,8 +155,8 @@ impl AssetClient {
             .call::<_, proto::DeleteAssetResponse>(CALL, &owner.tenant_id, &owner.customer_id, request)
             .await;
         match answered {
-            Ok(proto::DeleteAssetResponse {}) => Ok(()),
-            Err(AssetErrorKind::Refused { code, .. }) if code == name_of(Code::NotFound) => Ok(()),
+            Ok(proto::DeleteAssetResponse {}) => Ok(true),
+            Err(AssetErrorKind::Refused { code, .. }) if code == name_of(Code::NotFound) => Ok(false),
             Err(AssetErrorKind::Refused { code, message }) if code == name_of(Code::FailedPrecondition) => {
                 Err(AssetError::new(CALL, AssetErrorKind::InUse { message }))
             }
@@ -142,74 +172,109 @@ impl AssetClient {
         message: M,
     ) -> Result<R, AssetErrorKind>
     where
-        M: prost::Message + 'static,
-        R: prost::Message + Default + 'static,
+        M: Message + 'static,
+        R: Message + Default + 'static,
     {
+        let path = self.path(method)?;
+        let request = self.request(tenant_id, customer_id, message, self.config.timeout)?;
+        let mut grpc = self.grpc();
+        self.within(self.config.timeout, async move {
+            grpc.ready().await.map_err(|error| unavailable(&error))?;
+            let started = Instant::now();
+            let answer = grpc.unary(request, path, ProstCodec::default()).await;
+            self.answer(answer, started, self.config.timeout)
+        })
+        .await
+    }
+
+    fn path(&self, method: &str) -> Result<PathAndQuery, AssetErrorKind> {
         let path = format!("/{}/{method}", self.config.service);
-        let path =
-            PathAndQuery::try_from(path).map_err(|_| AssetErrorKind::InvalidInput { field: "service" })?;
+        PathAndQuery::try_from(path).map_err(|_| AssetErrorKind::InvalidInput { field: "service" })
+    }
+
+    fn request<M>(
+        &self,
+        tenant_id: &str,
+        customer_id: &str,
+        message: M,
+        limit: Duration,
+    ) -> Result<Request<M>, AssetErrorKind> {
         let headers = MetadataMap::from_headers(headers(tenant_id, customer_id)?);
         let mut request = Request::from_parts(headers, Extensions::default(), message);
-        request.set_timeout(self.config.timeout);
-
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
-        let started = Instant::now();
-        let answered = timeout(self.config.timeout, async {
-            grpc.ready().await.map_err(|error| AssetErrorKind::Unavailable {
-                message: chain(&error),
-            })?;
-            let answer = grpc.unary(request, path, ProstCodec::default()).await;
-            answer.map_err(|status| {
-                // Client and server both watch the deadline that the request carries; tonic says CANCELLED then.
-                let late = status.code() == Code::Cancelled && started.elapsed() >= self.config.timeout;
-                if late {
-                    self.timed_out()
-                } else {
-                    self.kind_of(&status)
-                }
-            })
-        });
-        match answered.await {
-            Ok(answer) => Ok(answer?.into_inner()),
-            Err(_) => Err(AssetErrorKind::Timeout {
-                timeout: self.config.timeout,
-            }),
-        }
+        request.set_timeout(limit);
+        Ok(request)
     }
 
-    fn timed_out(&self) -> AssetErrorKind {
-        AssetErrorKind::Timeout {
-            timeout: self.config.timeout,
-        }
+    fn grpc(&self) -> Grpc<Channel> {
+        Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER)
     }
 
-    fn kind_of(&self, status: &Status) -> AssetErrorKind {
-        let message = clean(status.message());
-        match status.code() {
-            Code::Unavailable => {
-                // A connection that cannot be made is told in the sources.
-                let message = status.source().map_or(message, chain);
-                AssetErrorKind::Unavailable { message }
+    async fn within<R>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<R, AssetErrorKind>>,
+    ) -> Result<R, AssetErrorKind> {
+        let answered = timeout(limit, call).await;
+        answered.unwrap_or(Err(AssetErrorKind::Timeout { timeout: limit }))
+    }
+
+    fn answer<R>(
+        &self,
+        answer: Result<Response<R>, Status>,
+        started: Instant,
+        limit: Duration,
+    ) -> Result<R, AssetErrorKind> {
+        answer.map(Response::into_inner).map_err(|status| {
+            // Client and server both watch the deadline that the request carries; tonic says CANCELLED then.
+            let late = status.code() == Code::Cancelled && started.elapsed() >= limit;
+            match status.code() {
+                Code::DeadlineExceeded => AssetErrorKind::Timeout { timeout: limit },
+                _ if late => AssetErrorKind::Timeout { timeout: limit },
+                _ => kind_of(&status),
             }
-            Code::DeadlineExceeded => AssetErrorKind::Timeout {
-                timeout: self.config.timeout,
-            },
-            Code::AlreadyExists => AssetErrorKind::AlreadyExists { message },
-            code @ (Code::ResourceExhausted
-            | Code::Aborted
-            | Code::Internal
-            | Code::Unknown
-            | Code::Cancelled
-            | Code::Ok) => AssetErrorKind::Failed {
-                code: name_of(code),
-                message,
-            },
-            code => AssetErrorKind::Refused {
-                code: name_of(code),
-                message,
-            },
-        }
+        })
     }
+}
+
+fn kind_of(status: &Status) -> AssetErrorKind {
+    let message = clean(status.message());
+    match status.code() {
+        Code::Unavailable => match status.source() {
+            // A connection that cannot be made is told in the sources.
+            Some(source) => unavailable(source),
+            None => AssetErrorKind::Unavailable { message },
+        },
+        Code::AlreadyExists => AssetErrorKind::AlreadyExists { message },
+        code @ (Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::DataLoss
+        | Code::Ok) => AssetErrorKind::Failed {
+            code: name_of(code),
+            message,
+        },
+        code => AssetErrorKind::Refused {
+            code: name_of(code),
+            message,
+        },
+    }
+}
+
+/// Whether there was a connection at all decides whether the call may have been carried out.
+fn unavailable(error: &(dyn std::error::Error + 'static)) -> AssetErrorKind {
+    let message = chain(error);
+    let mut next = Some(error);
+    // Chains are a handful of errors long.
+    for _ in 0..8 {
+        let Some(error) = next else { break };
+        if error.is::<ConnectError>() {
+            return AssetErrorKind::Unreachable { message };
+        }
+        next = error.source();
+    }
+    AssetErrorKind::Unavailable { message }
 }
 
 impl fmt::Debug for AssetClient {
@@ -247,14 +312,6 @@ fn encrypted(config: &Config, uri: Uri, tls: Tls) -> Result<Channel, InvalidConf
 }
 
 fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetErrorKind> {
-    let size_bytes =
-        i64::try_from(asset.size_bytes).map_err(|_| AssetErrorKind::InvalidInput { field: "size_bytes" })?;
-    let kind = match asset.kind {
-        AssetKind::Kernel => proto::AssetType::Kernel,
-        AssetKind::Rootfs => proto::AssetType::Rootfs,
-        AssetKind::Initrd => proto::AssetType::Initrd,
-        AssetKind::DiskImage => proto::AssetType::DiskImage,
-    };
     let backend = match asset.backend {
         StorageBackend::Local => proto::StorageBackend::Local,
         StorageBackend::S3 => proto::StorageBackend::S3,
@@ -263,10 +320,10 @@ fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetEr
     };
     Ok(proto::RegisterAssetRequest {
         name: asset.name.clone(),
-        r#type: kind.into(),
+        r#type: asset_type(asset.kind).into(),
         backend: backend.into(),
         location: asset.location.clone(),
-        size_bytes,
+        size_bytes: size(asset)?,
         checksum: asset.checksum.clone(),
         labels: asset.labels.clone().into_iter().collect(),
         created_by: asset.created_by.clone(),
@@ -274,6 +331,19 @@ fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetEr
         source_image: asset.source_image.clone(),
         id: asset.suggested_id.clone().unwrap_or_default(),
     })
+}
+
+fn size(asset: &RegisterAsset) -> Result<i64, AssetErrorKind> {
+    i64::try_from(asset.size_bytes).map_err(|_| AssetErrorKind::InvalidInput { field: "size_bytes" })
+}
+
+const fn asset_type(kind: AssetKind) -> proto::AssetType {
+    match kind {
+        AssetKind::Kernel => proto::AssetType::Kernel,
+        AssetKind::Rootfs => proto::AssetType::Rootfs,
+        AssetKind::Initrd => proto::AssetType::Initrd,
+        AssetKind::DiskImage => proto::AssetType::DiskImage,
+    }
 }
 
 /// A customer is free text: any UTF-8 goes into a header but control characters, which could end it.

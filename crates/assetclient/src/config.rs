@@ -13,6 +13,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// The name of the service there.
     pub service: ServiceName,
+    /// How [`AssetClient`](crate::AssetClient)'s user makes images known.
+    pub delivery: Delivery,
     /// For one call, connecting included; it is told to the server too.
     pub timeout: Duration,
     /// For connecting alone.
@@ -48,6 +50,16 @@ impl fmt::Debug for Tls {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Tls")
     }
+}
+
+/// How an image gets to assetmanagerd. The client has a method for either; this is what its user was told to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// `RegisterAsset`: it is told where the image is.
+    #[default]
+    Register,
+    /// `UploadAsset`: it is sent the bytes, and keeps them itself.
+    Upload,
 }
 
 /// The names under which the one service is found in the field.
@@ -88,13 +100,14 @@ pub enum InvalidConfig {
 }
 
 impl Config {
-    /// The first name of the service, ten seconds for a call, three of them for connecting.
+    /// The first name of the service, registering, ten seconds for a call, three of them for connecting.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
             tls: None,
             service: ServiceName::default(),
+            delivery: Delivery::default(),
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(3),
         }

@@ -24,7 +24,13 @@ pub enum AssetErrorKind {
         /// Its field.
         field: &'static str,
     },
-    /// Nobody answered, or whoever answered cannot at the moment.
+    /// No connection could be made: the call was not carried out.
+    #[error("assetmanagerd cannot be reached: {message}")]
+    Unreachable {
+        /// What is known.
+        message: String,
+    },
+    /// Whoever answered cannot at the moment, or a connection broke; it may have been carried out.
     #[error("assetmanagerd is not available: {message}")]
     Unavailable {
         /// What is known.
@@ -64,6 +70,12 @@ pub enum AssetErrorKind {
         /// What the server said.
         message: String,
     },
+    /// What was to be uploaded could not be read, or was shorter than its size said.
+    #[error("the content cannot be read: {kind}")]
+    Content {
+        /// What kind of failure of reading it was.
+        kind: std::io::ErrorKind,
+    },
     /// The answer makes no sense.
     #[error("unexpected answer: {reason}")]
     Protocol {
@@ -95,13 +107,33 @@ impl AssetErrorKind {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Timeout { .. } | Self::Failed { .. } | Self::InUse { .. } => {
-                true
-            }
+            Self::Unreachable { .. }
+            | Self::Unavailable { .. }
+            | Self::Timeout { .. }
+            | Self::Failed { .. }
+            | Self::InUse { .. } => true,
             Self::InvalidInput { .. }
             | Self::AlreadyExists { .. }
             | Self::Refused { .. }
+            | Self::Content { .. }
             | Self::Protocol { .. } => false,
+        }
+    }
+
+    /// Whether the call may have been carried out although it failed: the answer was lost, or makes no sense.
+    #[must_use]
+    pub fn may_be_done(&self) -> bool {
+        match self {
+            Self::Unavailable { .. }
+            | Self::Timeout { .. }
+            | Self::Failed { .. }
+            | Self::Content { .. }
+            | Self::Protocol { .. } => true,
+            Self::Unreachable { .. }
+            | Self::InvalidInput { .. }
+            | Self::AlreadyExists { .. }
+            | Self::InUse { .. }
+            | Self::Refused { .. } => false,
         }
     }
 }

@@ -24,18 +24,19 @@
 //!
 //! # Semantics
 //!
-//! - One call is one attempt, within [`Config::timeout`], connecting included. Who wants it done for sure keeps the
-//!   asset and tries again while [`AssetError::is_retryable`].
-//! - An attempt that ran into the time limit may have been carried out. With a suggested id the next one then
-//!   answers [`AssetErrorKind::AlreadyExists`], and that id is the asset's.
+//! - One call is one attempt, within [`Config::timeout`], connecting included ([`AssetClient::upload`] has a second more for
+//!   each MiB). Who wants it done for sure keeps the asset and tries again; [`AssetError::is_retryable`] says whether that
+//!   makes sense soon, [`AssetErrorKind::may_be_done`] whether the failed attempt may have been carried out all the same.
+//! - With a suggested id, an attempt can be repeated safely: [`AssetClient::find`] tells whether the asset is there and
+//!   whose it is, and a second registration answers [`AssetErrorKind::AlreadyExists`].
 //! - An asset is deleted only while nobody uses it (`force` is never set), and deleting what is not there succeeds.
 //! - The service has two names in the field, which differ in nothing else: [`ServiceName`].
 //! - No type of the wire is in this interface.
 //!
 //! # Limits
 //!
-//! An endpoint with `https://` needs [`Config::tls`] and is refused without, not talked to in the clear. Uploading and an
-//! outbox are not here yet.
+//! An endpoint with `https://` needs [`Config::tls`] and is refused without, not talked to in the clear. Keeping what is
+//! to be registered over a restart is the caller's; builder-core does it in its database.
 
 #![forbid(unsafe_code)]
 
@@ -44,9 +45,11 @@ mod client;
 mod config;
 mod error;
 
-pub use asset::{AssetId, AssetKind, FinishedImage, Owner, RegisterAsset, StorageBackend};
+pub use asset::{
+    AssetId, AssetKind, AssetState, FinishedImage, KnownAsset, Owner, RegisterAsset, StorageBackend,
+};
 pub use client::AssetClient;
-pub use config::{Config, InvalidConfig, ServiceName, Tls, UnknownServiceName};
+pub use config::{Config, Delivery, InvalidConfig, ServiceName, Tls, UnknownServiceName};
 pub use error::{AssetError, AssetErrorKind};
 
 /// The messages of the wire.

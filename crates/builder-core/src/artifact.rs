@@ -126,6 +126,11 @@ pub trait ArtifactStore: fmt::Debug + Send + Sync + 'static {
         format!("{}/{}.ext4", key.tenant, key.build)
     }
 
+    /// The image as a file of this machine, where it is kept as one.
+    fn local_path(&self, _key: &ArtifactKey) -> Option<PathBuf> {
+        None
+    }
+
     /// Whether other services, with databases of their own, may keep artifacts in the same place. Then what this one does
     /// not know is left alone.
     fn is_shared(&self) -> bool {

@@ -17,6 +17,8 @@ mod image_cache;
 pub mod optimize;
 mod options;
 #[cfg(feature = "service")]
+mod outbox;
+#[cfg(feature = "service")]
 mod pack_cache;
 #[cfg(feature = "service")]
 pub mod pipeline;

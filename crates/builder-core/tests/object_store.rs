@@ -104,6 +104,7 @@ async fn a_build_ends_in_the_bucket_and_leaves_it_when_it_is_deleted() {
     assert_eq!(usage.storage_bytes, stored);
     assert_eq!(left_here(&service.directory), Vec::<PathBuf>::new());
     assert_eq!(service.builder.health().await.storage, Check::Healthy);
+    service.registered(build.id).await;
     let registered = assets.assets();
     let asset = registered.values().next().unwrap();
     assert_eq!(
@@ -118,6 +119,7 @@ async fn a_build_ends_in_the_bucket_and_leaves_it_when_it_is_deleted() {
         (BuildState::Completed, build.rootfs_checksum)
     );
 
+    service.registered(again.id).await;
     for id in [build.id, again.id] {
         service.builder.delete(&alice(), &id, false).await.unwrap();
     }

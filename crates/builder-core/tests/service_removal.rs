@@ -175,7 +175,7 @@ async fn an_image_in_use_is_deleted_by_nobody() {
     })
     .await;
     let id = service.completed().await;
-    let asset = service.get(id).await.asset_id.unwrap();
+    let asset = service.registered(id).await.asset_id.unwrap();
     assets.set_reference_count(&asset, 2);
     for force in [false, true] {
         let refused = service.builder.delete(&alice(), &id, force).await.unwrap_err();
@@ -201,7 +201,8 @@ async fn builds_go_when_their_time_is_over_but_not_from_under_a_virtual_machine(
     let client = assetclient::Config::new(assets.endpoint());
     let service = Service::start_with(|config| config.asset_manager = Some(client.clone())).await;
     let (used, unused) = (service.completed().await, service.completed().await);
-    assets.set_reference_count(&service.get(used).await.asset_id.unwrap(), 1);
+    service.registered(unused).await;
+    assets.set_reference_count(&service.registered(used).await.asset_id.unwrap(), 1);
     let service = service
         .restart_with(|config| {
             config.asset_manager = Some(client.clone());
@@ -216,7 +217,7 @@ async fn builds_go_when_their_time_is_over_but_not_from_under_a_virtual_machine(
     service
         .wait_for("with its files", async || service.images().len() == FILES)
         .await;
-    assets.set_reference_count(&service.get(used).await.asset_id.unwrap(), 0);
+    assets.set_reference_count(&service.registered(used).await.asset_id.unwrap(), 0);
     service
         .wait_for("then the other goes", || service.is_gone(used))
         .await;
@@ -231,7 +232,8 @@ async fn when_room_is_needed_images_go_and_builds_stay_unless_a_virtual_machine_
     let client = assetclient::Config::new(assets.endpoint());
     let service = Service::start_with(|config| config.asset_manager = Some(client.clone())).await;
     let (used, unused) = (service.completed().await, service.completed().await);
-    let asset = service.get(used).await.asset_id.unwrap();
+    service.registered(unused).await;
+    let asset = service.registered(used).await.asset_id.unwrap();
     assets.set_reference_count(&asset, 1);
     let service = service
         .restart_with(|config| {

@@ -61,6 +61,8 @@ struct Seen {
 struct Fake {
     answer: Answer,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// The metadata of an upload that came to its end, and the sizes of its chunks.
+    uploaded: Arc<Mutex<Option<(proto::UploadAssetMetadata, Vec<usize>)>>>,
 }
 
 impl Fake {
@@ -101,6 +103,30 @@ impl Fake {
 }
 
 impl Fake {
+    async fn upload(
+        &self,
+        request: Request<Streaming<proto::UploadAssetRequest>>,
+    ) -> Result<Response<proto::UploadAssetResponse>, Status> {
+        use proto::upload_asset_request::Data;
+
+        let mut parts = request.into_inner();
+        let mut sizes = Vec::new();
+        let mut metadata = None;
+        while let Some(part) = parts.message().await? {
+            match part.data {
+                Some(Data::Metadata(first)) if metadata.is_none() => metadata = Some(first),
+                Some(Data::Chunk(chunk)) => sizes.push(chunk.len()),
+                other => return Err(Status::internal(format!("{other:?}"))),
+            }
+        }
+        *self.uploaded.lock().unwrap() = Some((metadata.unwrap_or_default(), sizes));
+        let asset = proto::Asset {
+            id: "asset-7".to_owned(),
+            ..proto::Asset::default()
+        };
+        Ok(Response::new(proto::UploadAssetResponse { asset: Some(asset) }))
+    }
+
     fn get(&self, id: &str) -> Result<Response<proto::GetAssetResponse>, Status> {
         match self.answer {
             Answer::Count(reference_count) if id == "asset-7" => {
@@ -151,9 +177,9 @@ macro_rules! serve {
 
             async fn upload_asset(
                 &self,
-                _: Request<Streaming<proto::UploadAssetRequest>>,
+                request: Request<Streaming<proto::UploadAssetRequest>>,
             ) -> Result<Response<proto::UploadAssetResponse>, Status> {
-                Err(Status::unimplemented("not called"))
+                self.upload(request).await
             }
 
             async fn get_asset(
@@ -181,8 +207,14 @@ async fn start(answer: Answer) -> (SocketAddr, Arc<Mutex<Vec<Seen>>>) {
     let fake = Fake {
         answer,
         seen: Arc::default(),
+        uploaded: Arc::default(),
     };
     let seen = Arc::clone(&fake.seen);
+    let address = serve(fake).await;
+    (address, seen)
+}
+
+async fn serve(fake: Fake) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = Server::builder()
@@ -190,7 +222,7 @@ async fn start(answer: Answer) -> (SocketAddr, Arc<Mutex<Vec<Seen>>>) {
         .add_service(deploy::asset_manager_service_server::AssetManagerServiceServer::new(fake))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    (address, seen)
+    address
 }
 
 fn client(address: SocketAddr) -> AssetClient {
@@ -376,9 +408,10 @@ async fn a_client_recovers_when_its_server_comes_back() {
     let client = client(address);
     let error = client.register(&asset()).await.unwrap_err();
     assert!(
-        matches!(error.kind(), AssetErrorKind::Unavailable { .. }) && error.is_retryable(),
+        matches!(error.kind(), AssetErrorKind::Unreachable { .. }) && error.is_retryable(),
         "{error:?}"
     );
+    assert!(!error.kind().may_be_done(), "nothing was sent");
 
     let Ok(listener) = TcpListener::bind(address).await else {
         println!("skipped: the port was taken in the meantime");
@@ -387,6 +420,7 @@ async fn a_client_recovers_when_its_server_comes_back() {
     let fake = Fake {
         answer: Answer::Id("asset-7"),
         seen: Arc::default(),
+        uploaded: Arc::default(),
     };
     let service = asset_v1::asset_manager_service_server::AssetManagerServiceServer::new(fake);
     tokio::spawn(
@@ -450,7 +484,7 @@ async fn an_asset_in_use_is_told_from_one_that_is_not_and_from_one_that_is_not_t
             "{id}"
         );
         match client.delete(&owner, id).await {
-            Ok(()) => assert!(deleted, "{id} with {count}"),
+            Ok(was_there) => assert_eq!((deleted, was_there), (true, id == "asset-7"), "{id} with {count}"),
             Err(error) => assert!(
                 !deleted && matches!(error.kind(), AssetErrorKind::InUse { .. }),
                 "{error:?}"
@@ -476,4 +510,108 @@ async fn no_clear_answer_is_never_taken_for_an_unused_asset() {
     }
     let (address, _) = start(Answer::Status(Code::Unavailable, "busy")).await;
     assert!(client(address).delete(&owner, "asset-7").await.is_err());
+}
+
+#[tokio::test]
+async fn an_upload_sends_the_metadata_and_then_the_bytes_in_chunks() {
+    let fake = Fake {
+        answer: Answer::NoAsset,
+        seen: Arc::default(),
+        uploaded: Arc::default(),
+    };
+    let uploaded = Arc::clone(&fake.uploaded);
+    let client = client(serve(fake).await);
+    let content = vec![7_u8; (256 << 10) + 5];
+    let asset = RegisterAsset {
+        size_bytes: content.len() as u64,
+        ..asset()
+    };
+    let id = client
+        .upload(&asset, std::io::Cursor::new(content))
+        .await
+        .unwrap();
+    assert_eq!(id.as_str(), "asset-7");
+    let (metadata, sizes) = uploaded.lock().unwrap().take().unwrap();
+    assert_eq!(sizes, [256 << 10, 5]);
+    assert_eq!(
+        (
+            metadata.id.as_str(),
+            metadata.build_id.as_str(),
+            metadata.r#type,
+            metadata.size_bytes
+        ),
+        ("my-id", "build-1", 2, (256 << 10) + 5)
+    );
+    assert_eq!(metadata.labels["docker_image"], "nginx:1.21-alpine");
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_is_never_taken_for_the_whole() {
+    let fake = Fake {
+        answer: Answer::NoAsset,
+        seen: Arc::default(),
+        uploaded: Arc::default(),
+    };
+    let uploaded = Arc::clone(&fake.uploaded);
+    let client = client(serve(fake).await);
+    let asset = RegisterAsset {
+        size_bytes: 1 << 20,
+        ..asset()
+    };
+    let error = client.upload(&asset, &b"too short"[..]).await.unwrap_err();
+    let kind = std::io::ErrorKind::UnexpectedEof;
+    assert_eq!(error.kind(), &AssetErrorKind::Content { kind });
+    assert!(uploaded.lock().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_is_known_of_an_asset_is_told() {
+    let (address, _) = start(Answer::Count(2)).await;
+    let found = client(address)
+        .find(&Owner::default(), "asset-7")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (found.id.as_str(), found.reference_count, found.state),
+        ("asset-7", 2, AssetState::Available)
+    );
+    assert_eq!(
+        client(address).find(&Owner::default(), "asset-8").await.unwrap(),
+        None
+    );
+}
+
+#[test]
+fn only_what_was_surely_not_carried_out_says_so() {
+    let message = String::new;
+    let cases = [
+        (AssetErrorKind::Unreachable { message: message() }, false),
+        (AssetErrorKind::Unavailable { message: message() }, true),
+        (
+            AssetErrorKind::Timeout {
+                timeout: Duration::ZERO,
+            },
+            true,
+        ),
+        (
+            AssetErrorKind::Failed {
+                code: "INTERNAL",
+                message: message(),
+            },
+            true,
+        ),
+        (AssetErrorKind::Protocol { reason: "" }, true),
+        (
+            AssetErrorKind::Refused {
+                code: "PERMISSION_DENIED",
+                message: message(),
+            },
+            false,
+        ),
+        (AssetErrorKind::AlreadyExists { message: message() }, false),
+    ];
+    for (kind, expected) in cases {
+        assert_eq!(kind.may_be_done(), expected, "{kind:?}");
+    }
 }

@@ -56,6 +56,10 @@ impl ArtifactStore for LocalStore {
         self.image(key)
     }
 
+    fn local_path(&self, key: &ArtifactKey) -> Option<PathBuf> {
+        Some(self.location(key))
+    }
+
     fn staging_path(&self, key: &ArtifactKey) -> PathBuf {
         self.image(key)
     }

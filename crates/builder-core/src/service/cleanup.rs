@@ -97,8 +97,8 @@ async fn expire(inner: &Inner) -> Result<(), StoreError> {
             let _removal = inner.removals.lock(build.id).await;
             match inner.release_asset(&build).await {
                 Ok(()) => match inner.bury(&build).await {
-                    // Deleted by request a moment ago.
-                    Ok(()) | Err(StoreError::NoSuchBuild) => {}
+                    // Deleted by request, or registered, a moment ago.
+                    Ok(()) | Err(StoreError::NoSuchBuild | StoreError::AssetChanged) => {}
                     Err(error) => return Err(error),
                 },
                 Err(reason) => {
@@ -132,7 +132,7 @@ async fn bound_storage(inner: &Inner) -> Result<(), StoreError> {
             }
             match inner.evict_image(&build).await {
                 Ok(()) => stored = stored.saturating_sub(image.stored_bytes),
-                Err(StoreError::NoSuchBuild) => {}
+                Err(StoreError::NoSuchBuild | StoreError::AssetChanged) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -6,6 +6,7 @@
 //!
 //! A build is a row before its creator learns its name. Everything that happens to it is one transaction each, with the
 //! log lines that belong to it, and only then shown to followers: who follows never sees what a crash could take back.
+//! A build is complete when its image is in its place; assetmanagerd is told of it afterwards, for sure (`outbox`).
 //! The queue is first come, first served.
 //!
 //! After a crash, [`Builder::start`] finds the builds that had not ended. One that needs no credentials starts over, up to
@@ -23,7 +24,6 @@ mod health;
 mod live;
 mod queue;
 mod recover;
-mod register;
 mod removal;
 mod run;
 mod usage;
@@ -62,6 +62,7 @@ use crate::{
     error::{ServiceError, StartError, StartErrorKind},
     event::LogLine,
     image_cache::ImageCache,
+    outbox::{Outbox, SystemClock},
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
@@ -178,6 +179,8 @@ struct Inner {
     store: Store,
     artifacts: Arc<dyn ArtifactStore>,
     assets: Option<AssetClient>,
+    /// Something is to be told to assetmanagerd.
+    outbox_changed: Arc<Notify>,
     removals: RemovalLocks,
     /// Images were added or removed.
     make_room: Arc<Notify>,
@@ -207,6 +210,16 @@ impl Builder {
             })?),
             None => None,
         };
+        let uploads = config
+            .asset_manager
+            .as_ref()
+            .is_some_and(|assets| assets.delivery == assetclient::Delivery::Upload);
+        if uploads && config.artifacts != ArtifactConfig::Local {
+            return Err(StartError::new(
+                StartErrorKind::Configuration,
+                "images in a bucket are registered with assetmanagerd, not uploaded to it",
+            ));
+        }
         let directory = config.database_directory.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(&directory)).await;
         let store = opened.unwrap_or(Err(StoreError::Stopped)).map_err(|error| {
@@ -217,6 +230,7 @@ impl Builder {
         let artifacts = artifacts::open(&config).await?;
         let inner = Arc::new(Inner {
             artifacts,
+            outbox_changed: Arc::new(Notify::new()),
             removals: RemovalLocks::default(),
             make_room: Arc::new(Notify::new()),
             storage_full: AtomicBool::new(false),
@@ -232,6 +246,16 @@ impl Builder {
             stopped: CancellationToken::new(),
         });
         recover::recover(&inner).await?;
+        if let Some(client) = &inner.assets {
+            let outbox = Outbox::new(
+                inner.store.clone(),
+                client.clone(),
+                Arc::clone(&inner.artifacts),
+                Arc::new(SystemClock),
+                Arc::clone(&inner.outbox_changed),
+            );
+            tokio::spawn(outbox.run(inner.stopped.clone()));
+        }
         tokio::spawn(cleanup::run(Arc::downgrade(&inner)));
         Inner::dispatch(&inner);
         Ok(Self { inner })

@@ -6,11 +6,12 @@
 //!
 //! In this order a crash leaves at most files of a build that is gone, which the sweep finds; never a build that says
 //! that its image is there when it is not known to be. An image is never taken from under a running virtual machine, not
-//! even by force: an asset that somebody uses, or of which that is not known, keeps its build.
+//! even by force: an asset that somebody uses, or of which that is not known, keeps its build. What asking cannot settle,
+//! a registration whose answer never came, is left to the outbox, which looks for such an asset once more later.
 
 use std::sync::Arc;
 
-use assetclient::{AssetErrorKind, Owner};
+use assetclient::AssetErrorKind;
 use tenant::TenantId;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -20,6 +21,7 @@ use crate::{
     build::{Build, BuildId},
     error::ServiceError,
     event::{Component, Level},
+    outbox::owner,
     store::{NewLine, StoreError},
 };
 
@@ -73,11 +75,19 @@ pub(super) async fn delete(
         return Err(ServiceError::Unavailable("the build does not end".to_owned()));
     }
     let _removal = inner.removals.lock(id).await;
-    // Another request may have been faster; and only now the asset is known for sure.
-    let build = inner.find(&tenant, id).await?;
     let needed = |reason: StillNeeded| ServiceError::FailedPrecondition(reason.to_string());
-    inner.release_asset(&build).await.map_err(needed)?;
-    inner.bury(&build).await.map_err(|error| match error {
+    let mut buried = Err(StoreError::AssetChanged);
+    // A build becomes known to assetmanagerd once, so the second time is the last.
+    for _ in 0..3 {
+        // Another request may have been faster.
+        let build = inner.find(&tenant, id).await?;
+        inner.release_asset(&build).await.map_err(needed)?;
+        buried = inner.bury(&build).await;
+        if !matches!(buried, Err(StoreError::AssetChanged)) {
+            break;
+        }
+    }
+    buried.map_err(|error| match error {
         StoreError::NoSuchBuild => ServiceError::NotFound,
         // It was requeued because of a shutdown.
         StoreError::NotEnded => {
@@ -97,34 +107,47 @@ impl Inner {
         }
     }
 
-    /// Makes assetmanagerd forget the image of a build, unless somebody uses it.
+    /// Makes assetmanagerd forget the image of a build, unless somebody uses it. An image that may be registered, because
+    /// an answer was lost, is looked for; one that surely is not needs no assetmanagerd.
     pub(super) async fn release_asset(&self, build: &Build) -> Result<(), StillNeeded> {
-        let Some(asset_id) = &build.asset_id else {
-            return Ok(());
+        let asset_id = match &build.asset_id {
+            Some(asset_id) => asset_id.clone(),
+            None => match self.store.uncertain_registration(build.id).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(registration)) => registration.asset_id,
+                Err(error) => {
+                    tracing::error!(build.id = %build.id, error = &error as &dyn std::error::Error, "Failed to read the outbox");
+                    return Err(StillNeeded::Unknown("the database gives no answer".to_owned()));
+                }
+            },
         };
         let Some(assets) = &self.assets else {
             let reason = "it is registered as an asset, and this service is not connected to assetmanagerd";
             return Err(StillNeeded::Unknown(reason.to_owned()));
         };
-        let owner = Owner {
-            tenant_id: build.request.tenant.tenant_id.to_string(),
-            customer_id: build.request.tenant.customer_id.clone(),
-        };
+        let tenant = &build.request.tenant;
+        let owner = owner(&tenant.tenant_id, &tenant.customer_id);
         let unknown = |error: &assetclient::AssetError| {
             tracing::warn!(build.id = %build.id, error = error as &dyn std::error::Error, "No clear answer about an asset");
             StillNeeded::Unknown("assetmanagerd gives no clear answer".to_owned())
         };
-        match assets.reference_count(&owner, asset_id).await {
-            Ok(Some(count @ 1..)) => return Err(StillNeeded::InUse(count)),
-            Ok(Some(0)) => {}
-            // It was deleted there, or by an attempt of ours that did not get further.
+        let is_certain = build.asset_id.is_some();
+        match assets.find(&owner, &asset_id).await {
+            // The id that was asked for, and that another has.
+            Ok(Some(asset)) if !is_certain && asset.build_id != build.id.to_string() => return Ok(()),
+            Ok(Some(asset)) if asset.reference_count > 0 => {
+                return Err(StillNeeded::InUse(asset.reference_count));
+            }
+            Ok(Some(_)) => {}
+            // It was deleted there, or by an attempt of ours that did not get further, or never came to be.
             Ok(None) => return Ok(()),
             Err(error) => return Err(unknown(&error)),
         }
         // Somebody may have acquired it in between; assetmanagerd decides.
         assets
-            .delete(&owner, asset_id)
+            .delete(&owner, &asset_id)
             .await
+            .map(drop)
             .map_err(|error| match error.kind() {
                 AssetErrorKind::InUse { .. } => StillNeeded::Used,
                 _ => unknown(&error),
@@ -133,7 +156,8 @@ impl Inner {
 
     /// Leaves a tombstone of a build that has ended, and removes its files.
     pub(super) async fn bury(&self, build: &Build) -> Result<(), StoreError> {
-        self.store.bury(build.id).await?;
+        self.store.bury(build.id, build.asset_id.clone()).await?;
+        self.outbox_changed.notify_one();
         self.remove_files(&Self::key(build)).await;
         tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Build removed");
         Ok(())
@@ -146,7 +170,10 @@ impl Inner {
             Component::Publisher,
             "The image was removed to make room for others: build it again when it is needed",
         );
-        self.store.forget_image(build.id, line).await?;
+        self.store
+            .forget_image(build.id, build.asset_id.clone(), line)
+            .await?;
+        self.outbox_changed.notify_one();
         self.remove_files(&Self::key(build)).await;
         tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Image removed to make room");
         Ok(())

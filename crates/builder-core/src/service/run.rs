@@ -15,7 +15,6 @@ use super::{
     Inner,
     live::{EndReason, LiveBuild},
     queue::Waiting,
-    register::{Registration, register},
     validate,
 };
 use crate::{
@@ -23,9 +22,10 @@ use crate::{
     build::{BuildId, BuildMetrics, BuildState},
     error::{BuildError, BuildErrorKind},
     event::{self, Component, Event, EventSender, Level, LogLine},
+    outbox,
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
     request::BuildRequest,
-    store::{self, BuildChange, Finished, NewLine, Requeued, StoreError},
+    store::{self, BuildChange, Finished, NewLine, Registration, Requeued, StoreError},
     worker::BuildBox,
 };
 
@@ -48,7 +48,7 @@ const MAX_PENDING_LINES: usize = 1_000;
 /// Why a build that had credentials does not survive a restart.
 pub(super) const CREDENTIALS_LOST: &str = "credentials are not kept over a restart; submit again";
 
-/// An image that is in place, what it takes there, and what assetmanagerd said to it.
+/// An image that is in place, what it takes there, and what assetmanagerd is to be told of it.
 type Placed = (Outcome, Published, Option<Registration>);
 
 /// How a build ended here.
@@ -137,7 +137,7 @@ async fn begin(inner: &Inner, id: BuildId, live: &LiveBuild) -> Begun {
     }
 }
 
-/// The work of a build: image, its place, its registration.
+/// The work of a build: image, and its place.
 async fn build(
     inner: &Inner,
     id: BuildId,
@@ -177,10 +177,10 @@ async fn build(
     };
     let total = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     outcome.metrics.total_duration_ms = Some(total);
-    let registration = match &inner.assets {
-        Some(assets) => Some(register(assets, &*inner.artifacts, &key, request, &outcome).await),
-        None => None,
-    };
+    let registration = inner
+        .assets
+        .as_ref()
+        .map(|_| outbox::registration(&*inner.artifacts, &key, request, &outcome));
     Ok((outcome, published, registration))
 }
 
@@ -404,6 +404,7 @@ async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, ending: Ending) {
     if let Some(lines) = stored {
         live.broadcast(lines);
         tracing::info!(build.id = %id, build.state = state, "Build ended");
+        inner.outbox_changed.notify_one();
     }
     inner.live.remove(id);
 }
@@ -457,7 +458,6 @@ impl Drop for Unstored<'_> {
 
 fn completed((outcome, published, registration): Placed) -> BuildChange {
     let message = format!("The build is complete: {} bytes", outcome.size_bytes);
-    let (asset_id, line) = registration.map(|done| (done.asset_id, done.line)).unzip();
     let last = NewLine::new(Level::Info, Component::Builder, message);
     BuildChange {
         state: Some(BuildState::Completed),
@@ -470,8 +470,8 @@ fn completed((outcome, published, registration): Placed) -> BuildChange {
         }),
         image_metadata: Some(outcome.metadata),
         metrics: Some(outcome.metrics),
-        asset_id: asset_id.flatten(),
-        lines: line.into_iter().chain([last]).collect(),
+        registration,
+        lines: vec![last],
         ..BuildChange::default()
     }
 }

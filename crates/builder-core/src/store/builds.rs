@@ -11,9 +11,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_f
 use tenant::{TenantId, TenantRecord, Tier};
 
 use super::{
-    NewLine, Store, StoreError, from_integer, from_micros,
+    Duty, NewLine, Registration, Store, StoreError, from_integer, from_micros,
     logs::{append, decode, decode_name, encode},
-    to_integer, to_micros,
+    outbox, to_integer, to_micros,
 };
 use crate::{
     build::{Build, BuildId, BuildMetrics, BuildState, ImageMetadata},
@@ -64,8 +64,8 @@ pub(crate) struct BuildChange {
     pub(crate) image_metadata: Option<ImageMetadata>,
     pub(crate) metrics: Option<BuildMetrics>,
     pub(crate) error_message: Option<String>,
-    /// The id under which assetmanagerd knows the image.
-    pub(crate) asset_id: Option<String>,
+    /// What assetmanagerd is to be told of the image.
+    pub(crate) registration: Option<Registration>,
     pub(crate) lines: Vec<NewLine>,
 }
 
@@ -272,9 +272,8 @@ fn apply(
                 image_metadata = COALESCE(?9, image_metadata),
                 metrics = COALESCE(?10, metrics),
                 error_message = COALESCE(?11, error_message),
-                asset_id = COALESCE(?12, asset_id),
-                stored_bytes = COALESCE(?13, stored_bytes),
-                cpu_time_ms = cpu_time_ms + COALESCE(?14, 0)
+                stored_bytes = COALESCE(?12, stored_bytes),
+                cpu_time_ms = cpu_time_ms + COALESCE(?13, 0)
              WHERE ordinal = ?1",
         )?
         .execute(params![
@@ -289,10 +288,25 @@ fn apply(
             change.image_metadata.as_ref().map(encode),
             change.metrics.as_ref().map(encode),
             change.error_message,
-            change.asset_id,
             finished.map(|finished| to_integer(finished.stored_bytes)),
             cpu_time_ms.map(to_integer),
         ])?;
+    if let Some(registration) = change.registration {
+        let tenant: String = transaction
+            .prepare_cached("SELECT tenant_id FROM builds WHERE ordinal = ?1")?
+            .query_row([ordinal], |row| row.get(0))?;
+        let tenant = tenant.parse().map_err(|_| StoreError::Malformed {
+            build: id.to_string(),
+            column: "tenant_id",
+        })?;
+        outbox::insert(
+            transaction,
+            id,
+            &tenant,
+            &Duty::Register(registration),
+            super::now(),
+        )?;
+    }
     append(transaction, ordinal, change.lines, next.is_terminal())
 }
 

@@ -11,6 +11,7 @@
 
 mod builds;
 mod logs;
+mod outbox;
 mod removal;
 mod schema;
 mod usage;
@@ -30,6 +31,7 @@ use tokio::sync::Semaphore;
 
 pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
 pub(crate) use logs::{NewLine, last_lines, lines_after};
+pub(crate) use outbox::{Claimed, Deletion, Duty, LONGEST_WAIT, Postponed, Registration};
 pub(crate) use removal::{FileClaim, KeptImage, has_ended};
 pub use usage::TenantUsage;
 
@@ -96,6 +98,9 @@ pub(crate) enum StoreError {
     /// The build has not ended, and what was asked for needs that.
     #[error("the build has not ended")]
     NotEnded,
+    /// The asset of the build is another one than the caller has looked at.
+    #[error("the asset of the build has changed in the meantime")]
+    AssetChanged,
     /// A tenant's row could not be read or written.
     #[error("the tenant's record failed")]
     Tenant(#[from] tenant::RecordError),
@@ -272,4 +277,4 @@ fn from_integer(value: i64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

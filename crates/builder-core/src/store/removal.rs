@@ -10,7 +10,7 @@ use super::{
     builds::{COLUMNS, read, standing},
     from_integer, from_micros,
     logs::append,
-    to_integer, to_micros,
+    outbox, to_integer, to_micros,
 };
 use crate::{
     artifact::ArtifactKey,
@@ -57,16 +57,20 @@ impl KeptImage {
 
 impl Store {
     /// Makes a tombstone of a build that has ended: its log is gone, and so is everything that the tenant wrote or could
-    /// read; what is counted stays. Its image and its asset are the caller's to remove.
+    /// read; what is counted stays. Its image is the caller's to remove, and so is `asset`, the one that the build has as
+    /// far as the caller knows; a registration that still waits is withdrawn.
     ///
     /// # Errors
-    /// [`StoreError::NoSuchBuild`] also when it was deleted before, [`StoreError::NotEnded`] for one that has not ended.
-    pub(crate) async fn bury(&self, id: BuildId) -> Result<(), StoreError> {
+    /// [`StoreError::NoSuchBuild`] also when it was deleted before, [`StoreError::NotEnded`] for one that has not ended,
+    /// [`StoreError::AssetChanged`] when it has another asset.
+    pub(crate) async fn bury(&self, id: BuildId, asset: Option<String>) -> Result<(), StoreError> {
         self.write(move |transaction| {
             let (ordinal, state) = standing(transaction, id)?;
+            has_asset(transaction, ordinal, asset.as_deref())?;
             if !state.is_terminal() {
                 return Err(StoreError::NotEnded);
             }
+            outbox::withdraw(transaction, id, super::now())?;
             transaction
                 .prepare_cached("DELETE FROM build_logs WHERE build_ordinal = ?1")?
                 .execute([ordinal])?;
@@ -84,10 +88,18 @@ impl Store {
         .await
     }
 
-    /// Notes that the image of a completed build is no longer kept, with a line in its log; the build stays.
-    pub(crate) async fn forget_image(&self, id: BuildId, line: NewLine) -> Result<(), StoreError> {
+    /// Notes that the image of a completed build is no longer kept, with a line in its log; the build stays. As for
+    /// [`bury`](Self::bury), `asset` is the caller's to remove, and a registration that waits is withdrawn.
+    pub(crate) async fn forget_image(
+        &self,
+        id: BuildId,
+        asset: Option<String>,
+        line: NewLine,
+    ) -> Result<(), StoreError> {
         self.write(move |transaction| {
             let (ordinal, _) = standing(transaction, id)?;
+            has_asset(transaction, ordinal, asset.as_deref())?;
+            outbox::withdraw(transaction, id, super::now())?;
             transaction
                 .prepare_cached(
                     "UPDATE builds SET image_removed_at = ?2, stored_bytes = 0, asset_id = NULL,
@@ -217,6 +229,14 @@ impl Store {
         })
         .await
     }
+}
+
+/// A registration may have come in between: then there is an asset that nobody has asked about.
+fn has_asset(transaction: &Transaction<'_>, ordinal: i64, asset: Option<&str>) -> Result<(), StoreError> {
+    let same: bool = transaction
+        .prepare_cached("SELECT asset_id IS ?2 FROM builds WHERE ordinal = ?1")?
+        .query_row(params![ordinal, asset], |row| row.get(0))?;
+    same.then_some(()).ok_or(StoreError::AssetChanged)
 }
 
 /// Whether a build is there, and has ended.

@@ -93,8 +93,37 @@ INSERT INTO stored_images (build_id, tenant_id, customer_id, bytes, since, accru
     FROM builds WHERE stored_bytes > 0;
 ";
 
+/// What is owed to others: `asset_outbox` holds what assetmanagerd has still to be told, one row for a build at most
+/// (`store::outbox`); `audit_events` what was changed by other processes than the daemon, which writes it to the audit log
+/// (`exported_at`) when there is one.
+const OUTBOX_AND_AUDIT: &str = "
+CREATE TABLE asset_outbox (
+    ordinal         INTEGER PRIMARY KEY AUTOINCREMENT,
+    build_id        TEXT    NOT NULL UNIQUE,
+    tenant_id       TEXT    NOT NULL,
+    action          TEXT    NOT NULL CHECK (action IN ('register', 'delete')),
+    payload         TEXT    NOT NULL,
+    created_at      INTEGER NOT NULL,
+    attempts        INTEGER NOT NULL DEFAULT 0,
+    uncertain       INTEGER NOT NULL DEFAULT 0,
+    next_attempt_at INTEGER NOT NULL,
+    last_error      TEXT
+) STRICT;
+CREATE INDEX asset_outbox_due ON asset_outbox (next_attempt_at);
+
+CREATE TABLE audit_events (
+    ordinal     INTEGER PRIMARY KEY AUTOINCREMENT,
+    occurred_at INTEGER NOT NULL,
+    tenant_id   TEXT    NOT NULL,
+    event       TEXT    NOT NULL,
+    exported_at INTEGER
+) STRICT;
+CREATE INDEX audit_events_of_tenant ON audit_events (tenant_id, ordinal);
+CREATE INDEX audit_events_to_export ON audit_events (ordinal) WHERE exported_at IS NULL;
+";
+
 /// Migrations there are: the `user_version` of a file that has seen them all.
-pub(super) const VERSION: i64 = 5;
+pub(super) const VERSION: i64 = 6;
 
 /// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
 static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -104,6 +133,7 @@ static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(REMOVAL_AND_USAGE),
         M::up(tenant::migrations()[1]),
         M::up(ACCOUNTS_OF_EARLIER_BUILDS),
+        M::up(OUTBOX_AND_AUDIT),
     ])
 });
 

@@ -55,7 +55,7 @@ fn line(message: &str) -> NewLine {
     NewLine::new(Level::Info, Component::Builder, message)
 }
 
-fn new_build(tenant: &str) -> NewBuild {
+pub(crate) fn new_build(tenant: &str) -> NewBuild {
     let id = BuildId::generate();
     NewBuild {
         id,
@@ -66,7 +66,7 @@ fn new_build(tenant: &str) -> NewBuild {
     }
 }
 
-async fn insert(store: &Store, new: NewBuild) -> Result<crate::build::Build, StoreError> {
+pub(crate) async fn insert(store: &Store, new: NewBuild) -> Result<crate::build::Build, StoreError> {
     store.insert(new, tenant::Tier::Pro, |_| Ok(Vec::new())).await
 }
 

@@ -62,6 +62,19 @@ impl Service {
         self.get(id).await
     }
 
+    /// Waits until assetmanagerd knows the image.
+    pub async fn registered(&self, id: BuildId) -> Build {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let build = self.get(id).await;
+            if build.asset_id.is_some() {
+                return build;
+            }
+            assert!(Instant::now() < deadline, "the image is registered");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     /// From now on every layer stalls.
     pub fn stall(&self) {
         self.registry.misbehave("/blobs/", Misbehaviour::Hang);

@@ -82,6 +82,19 @@ pub enum Request {
     Delete(proto::DeleteAssetRequest),
 }
 
+/// How a call goes wrong. Every call is recorded all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misbehaviour {
+    /// It is answered with this code, and nothing is done.
+    Refuse(Code),
+    /// It is never answered, and nothing is done.
+    Hang,
+    /// It is done, and then answered with UNAVAILABLE, as by a server that dies after the write.
+    LoseAnswer,
+    /// Nothing is done, and the answer is empty.
+    Garbage,
+}
+
 /// An assetmanagerd in the process. It ends when it is dropped.
 pub struct FakeAssetManager {
     address: SocketAddr,
@@ -95,7 +108,7 @@ struct State {
     calls: Vec<Call>,
     assets: BTreeMap<String, proto::Asset>,
     n_registered: u64,
-    failures: Option<(usize, Code)>,
+    misbehaviour: Option<(usize, Misbehaviour)>,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -118,7 +131,15 @@ impl FakeAssetManager {
     /// # Errors
     /// When no port of loopback can be had.
     pub fn start() -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// Starts one that knows no asset at an address where one was before.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn start_at(address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State::default()));
@@ -146,6 +167,12 @@ impl FakeAssetManager {
         })
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
@@ -166,7 +193,17 @@ impl FakeAssetManager {
 
     /// The next `times` calls are answered with this code.
     pub fn fail_times(&self, times: usize, code: Code) {
-        lock(&self.state).failures = Some((times, code));
+        self.misbehave(times, Misbehaviour::Refuse(code));
+    }
+
+    /// The next `times` calls go wrong this way, and those after them not; 0 for none.
+    pub fn misbehave(&self, times: usize, how: Misbehaviour) {
+        lock(&self.state).misbehaviour = Some((times, how));
+    }
+
+    /// Puts an asset there that somebody else has registered.
+    pub fn add(&self, asset: proto::Asset) {
+        lock(&self.state).assets.insert(asset.id.clone(), asset);
     }
 
     /// Says how many virtual machines use an asset. What is not known is left alone.

@@ -6,7 +6,7 @@ use axum::Router;
 use tonic::{Code, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    Call, Request, State, lock,
+    Call, Misbehaviour, Request, State, lock,
     proto::{
         self, Asset, AssetStatus, DeleteAssetRequest, DeleteAssetResponse, GetAssetRequest, GetAssetResponse,
         RegisterAssetRequest, RegisterAssetResponse, StorageBackend, UploadAssetMetadata, UploadAssetRequest,
@@ -36,8 +36,8 @@ pub(super) fn router(state: &Arc<Mutex<State>>) -> Router {
 }
 
 impl Service {
-    /// Records the call, and answers it with a failure when one was asked for.
-    fn record(&self, metadata: &MetadataMap, request: Request) -> Result<(), Status> {
+    /// Records the call; says how it is to go wrong when that was asked for.
+    fn record(&self, metadata: &MetadataMap, request: Request) -> Option<Misbehaviour> {
         let header = |name: &str| Some(metadata.get(name)?.to_str().ok()?.to_owned());
         let call = Call {
             package: self.package,
@@ -47,12 +47,31 @@ impl Service {
         };
         let mut state = lock(&self.state);
         state.calls.push(call);
-        match state.failures {
-            Some((times @ 1.., code)) => {
-                state.failures = Some((times - 1, code));
-                Err(Status::new(code, "asked for by the test"))
+        match state.misbehaviour {
+            Some((times @ 1.., how)) => {
+                state.misbehaviour = Some((times - 1, how));
+                Some(how)
             }
-            _ => Ok(()),
+            _ => None,
+        }
+    }
+
+    /// Records the call and answers it, in the way that was asked for.
+    async fn answer<R: Default>(
+        &self,
+        metadata: &MetadataMap,
+        request: Request,
+        work: impl FnOnce() -> Result<R, Status>,
+    ) -> Result<Response<R>, Status> {
+        match self.record(metadata, request) {
+            None => work().map(Response::new),
+            Some(Misbehaviour::Refuse(code)) => Err(Status::new(code, "asked for by the test")),
+            Some(Misbehaviour::Hang) => std::future::pending().await,
+            Some(Misbehaviour::LoseAnswer) => {
+                drop(work());
+                Err(Status::unavailable("the answer is lost"))
+            }
+            Some(Misbehaviour::Garbage) => Ok(Response::new(R::default())),
         }
     }
 
@@ -73,27 +92,29 @@ impl Service {
         Ok(asset)
     }
 
-    fn register(
+    async fn register(
         &self,
         request: tonic::Request<RegisterAssetRequest>,
     ) -> Result<Response<RegisterAssetResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        self.record(&metadata, Request::Register(asked.clone()))?;
-        let asset = self.add(Asset {
-            id: asked.id,
-            name: asked.name,
-            r#type: asked.r#type,
-            backend: asked.backend,
-            location: asked.location,
-            size_bytes: asked.size_bytes,
-            checksum: asked.checksum,
-            labels: asked.labels,
-            created_by: asked.created_by,
-            build_id: asked.build_id,
-            source_image: asked.source_image,
-            ..Asset::default()
-        })?;
-        Ok(Response::new(RegisterAssetResponse { asset: Some(asset) }))
+        self.answer(&metadata, Request::Register(asked.clone()), || {
+            let asset = self.add(Asset {
+                id: asked.id,
+                name: asked.name,
+                r#type: asked.r#type,
+                backend: asked.backend,
+                location: asked.location,
+                size_bytes: asked.size_bytes,
+                checksum: asked.checksum,
+                labels: asked.labels,
+                created_by: asked.created_by,
+                build_id: asked.build_id,
+                source_image: asked.source_image,
+                ..Asset::default()
+            })?;
+            Ok(RegisterAssetResponse { asset: Some(asset) })
+        })
+        .await
     }
 
     async fn upload(
@@ -112,53 +133,63 @@ impl Service {
             }
         }
         let asked = asked.ok_or_else(|| Status::invalid_argument("no metadata"))?;
-        self.record(&metadata, Request::Upload(asked.clone(), content.clone()))?;
-        if i64::try_from(content.len()) != Ok(asked.size_bytes) {
-            return Err(Status::invalid_argument("the size is not that of the content"));
-        }
-        let asset = self.add(Asset {
-            id: asked.id,
-            name: asked.name.clone(),
-            r#type: asked.r#type,
-            backend: StorageBackend::Local.into(),
-            location: asked.name,
-            size_bytes: asked.size_bytes,
-            checksum: crate::image::digest(&content).replace("sha256:", ""),
-            labels: asked.labels,
-            created_by: asked.created_by,
-            build_id: asked.build_id,
-            source_image: asked.source_image,
-            ..Asset::default()
-        })?;
-        Ok(Response::new(UploadAssetResponse { asset: Some(asset) }))
+        let seen = Request::Upload(asked.clone(), content.clone());
+        self.answer(&metadata, seen, || {
+            if i64::try_from(content.len()) != Ok(asked.size_bytes) {
+                return Err(Status::invalid_argument("the size is not that of the content"));
+            }
+            let asset = self.add(Asset {
+                id: asked.id,
+                name: asked.name.clone(),
+                r#type: asked.r#type,
+                backend: StorageBackend::Local.into(),
+                location: asked.name,
+                size_bytes: asked.size_bytes,
+                checksum: crate::image::digest(&content).replace("sha256:", ""),
+                labels: asked.labels,
+                created_by: asked.created_by,
+                build_id: asked.build_id,
+                source_image: asked.source_image,
+                ..Asset::default()
+            })?;
+            Ok(UploadAssetResponse { asset: Some(asset) })
+        })
+        .await
     }
 
-    fn get(&self, request: tonic::Request<GetAssetRequest>) -> Result<Response<GetAssetResponse>, Status> {
+    async fn get(
+        &self,
+        request: tonic::Request<GetAssetRequest>,
+    ) -> Result<Response<GetAssetResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        self.record(&metadata, Request::Get(asked.clone()))?;
-        let asset = lock(&self.state).assets.get(&asked.id).cloned();
-        let asset = asset.ok_or_else(|| Status::not_found(format!("no asset {}", asked.id)))?;
-        Ok(Response::new(GetAssetResponse { asset: Some(asset) }))
+        self.answer(&metadata, Request::Get(asked.clone()), || {
+            let asset = lock(&self.state).assets.get(&asked.id).cloned();
+            let asset = asset.ok_or_else(|| Status::not_found(format!("no asset {}", asked.id)))?;
+            Ok(GetAssetResponse { asset: Some(asset) })
+        })
+        .await
     }
 
-    fn delete(
+    async fn delete(
         &self,
         request: tonic::Request<DeleteAssetRequest>,
     ) -> Result<Response<DeleteAssetResponse>, Status> {
         let (metadata, _, asked) = request.into_parts();
-        self.record(&metadata, Request::Delete(asked.clone()))?;
-        let mut state = lock(&self.state);
-        match state.assets.get(&asked.id) {
-            None => return Err(Status::not_found(format!("no asset {}", asked.id))),
-            Some(asset) if asset.reference_count > 0 && !asked.force => {
-                return Err(Status::failed_precondition(format!(
-                    "asset {} is in use",
-                    asked.id
-                )));
-            }
-            Some(_) => state.assets.remove(&asked.id),
-        };
-        Ok(Response::new(DeleteAssetResponse {}))
+        self.answer(&metadata, Request::Delete(asked.clone()), || {
+            let mut state = lock(&self.state);
+            match state.assets.get(&asked.id) {
+                None => return Err(Status::not_found(format!("no asset {}", asked.id))),
+                Some(asset) if asset.reference_count > 0 && !asked.force => {
+                    return Err(Status::failed_precondition(format!(
+                        "asset {} is in use",
+                        asked.id
+                    )));
+                }
+                Some(_) => state.assets.remove(&asked.id),
+            };
+            Ok(DeleteAssetResponse {})
+        })
+        .await
     }
 }
 
@@ -171,7 +202,7 @@ macro_rules! serve_as {
                 &self,
                 request: tonic::Request<RegisterAssetRequest>,
             ) -> Result<Response<RegisterAssetResponse>, Status> {
-                self.register(request)
+                self.register(request).await
             }
 
             async fn upload_asset(
@@ -185,14 +216,14 @@ macro_rules! serve_as {
                 &self,
                 request: tonic::Request<GetAssetRequest>,
             ) -> Result<Response<GetAssetResponse>, Status> {
-                self.get(request)
+                self.get(request).await
             }
 
             async fn delete_asset(
                 &self,
                 request: tonic::Request<DeleteAssetRequest>,
             ) -> Result<Response<DeleteAssetResponse>, Status> {
-                self.delete(request)
+                self.delete(request).await
             }
         }
     };

@@ -69,7 +69,10 @@ async fn a_refused_database_of_a_later_version_is_left_as_it_is() {
     let error = Store::open(directory.path()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the database has schema version 1000, and this builderd knows versions up to 5: use a later one"
+        format!(
+            "the database has schema version 1000, and this builderd knows versions up to {}: use a later one",
+            schema::VERSION
+        )
     );
     let connection = Connection::open(&path).unwrap();
     let builds: i64 = connection
