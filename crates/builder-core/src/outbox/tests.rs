@@ -389,6 +389,20 @@ async fn a_deleted_build_leaves_no_asset_behind() {
         fixture.store.bury(id, None).await.unwrap();
         let is_certain = matches!(how, None | Some(Misbehaviour::Refuse(Code::PermissionDenied)));
         assert_eq!(fixture.row(id).await.is_none(), is_certain, "{how:?}");
+        // Deletions are dated by the machine's clock.
+        let now = i64::try_from(
+            fixture
+                .clock
+                .now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_micros(),
+        )
+        .unwrap();
+        let date = move |transaction: &rusqlite::Transaction<'_>| {
+            Ok(transaction.execute("UPDATE asset_outbox SET created_at = ?1", [now])?)
+        };
+        fixture.store.write(date).await.unwrap();
         fixture.start();
         if !is_certain && !came_to_be {
             // It may still come: it is looked for once more later.
