@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use assetclient::ServiceName;
+use assetclient::{Delivery, ServiceName};
 use builder_core::{artifact::ArtifactConfig, request::Backend};
 use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
@@ -267,6 +267,16 @@ fn asset_manager(values: &Values, errors: &mut Vec<ConfigError>) -> Option<asset
         "deploy.assetmanagerd.v1" => ServiceName::DeployAssetmanagerdV1,
         _ => ServiceName::AssetV1,
     };
+    if values.text("ASSETMANAGER_METHOD") == "upload" {
+        config.delivery = Delivery::Upload;
+        if values.text("STORAGE_BACKEND") != "local" {
+            errors.push(values.refuse(
+                "ASSETMANAGER_METHOD",
+                "images in a bucket are not sent to assetmanagerd: set UNKEY_BUILDERD_ASSETMANAGER_METHOD=register, or \
+                 UNKEY_BUILDERD_STORAGE_BACKEND=local",
+            ));
+        }
+    }
     if let Err(error) = config.validate() {
         let problem = format!(
             "{error}; without assetmanagerd, set UNKEY_BUILDERD_ASSETMANAGER_ENABLED=false or start with --dev"

@@ -369,6 +369,13 @@ pub const SETTINGS: &[Setting] = &[
         Form::Word(&["asset.v1", "deploy.assetmanagerd.v1"]),
         "The package under which assetmanagerd serves",
     ),
+    works(
+        "ASSETMANAGER_METHOD",
+        "register",
+        Form::Word(&["register", "upload"]),
+        "Tell assetmanagerd where images are, or send them to it; upload needs STORAGE_BACKEND=local",
+    )
+    .partial(),
     // Who may call.
     works(
         "AUTH_MODE",
