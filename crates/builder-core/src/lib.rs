@@ -5,7 +5,11 @@
 #![cfg_attr(not(feature = "service"), allow(dead_code, unreachable_pub))]
 
 #[cfg(feature = "service")]
+pub mod admin;
+#[cfg(feature = "service")]
 pub mod artifact;
+#[cfg(feature = "service")]
+pub mod audit;
 #[cfg(feature = "service")]
 pub mod build;
 #[cfg(feature = "service")]

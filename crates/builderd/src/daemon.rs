@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    audit::AuditLog,
     auth::{Authentication, Identities, Tokens},
     config::{AuthenticationConfig, Config},
     edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
@@ -29,6 +30,9 @@ const MAX_QUEUED_BUILDS: usize = 10_000;
 /// Layers of one build that are worked on at the same time.
 const LAYERS_IN_PARALLEL: usize = 4;
 
+/// How long a shutdown waits for the audit log's disk.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Whose images `DOCKER_REGISTRY_MIRROR` is asked for.
 const MIRRORED_REGISTRY: &str = "docker.io";
 
@@ -36,6 +40,7 @@ const MIRRORED_REGISTRY: &str = "docker.io";
 #[derive(Debug)]
 pub struct Daemon {
     address: SocketAddr,
+    audit: Option<AuditLog>,
     builder: Builder,
     reporter: HealthReporter,
     drain: CancellationToken,
@@ -81,6 +86,11 @@ impl Daemon {
     /// See [`DaemonError`]. Nothing is left running.
     pub async fn start(config: &Config, worker_command: Vec<OsString>) -> Result<Self, DaemonError> {
         // What is wrong with the settings shows before a port opens, and so do missing certificates.
+        let audit = config.audit.as_ref().map(AuditLog::open).transpose();
+        let audit = audit.map_err(|source| DaemonError::Setting {
+            setting: "AUDIT_LOG_PATH",
+            source: Box::new(source),
+        })?;
         let (fetch, tenants) = (fetch_config(config)?, tiers(config)?);
         let tls = Tls::start(&config.tls).await.map_err(tls_error)?;
         let server_tls = tls.server().map_err(tls_error)?;
@@ -107,14 +117,14 @@ impl Daemon {
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
-        let registers = config.asset_manager.is_some();
         let edge = EdgeConfig {
             health_requests_per_second: config.health_requests_per_second,
             authentication: authentication.clone(),
+            audit: audit.clone(),
             reflection: config.reflection,
             probe: Arc::new(move || {
                 let builder = probed.clone();
-                Box::pin(async move { vitals(&builder, registers).await })
+                Box::pin(async move { vitals(&builder).await })
             }),
         };
         let (router, reporter) = edge::router(service, edge).await?;
@@ -133,8 +143,12 @@ impl Daemon {
             let stop = stop.clone();
             tokio::spawn(async move { tokens.watch(stop).await });
         }
+        if let Some(log) = &audit {
+            tokio::spawn(log.clone().export(builder.clone(), stop.clone()));
+        }
         Ok(Self {
             address,
+            audit,
             builder,
             reporter,
             drain,
@@ -160,6 +174,9 @@ impl Daemon {
         self.stop.cancel();
         if let Err(error) = self.serving.await {
             tracing::error!(%error, "Serving ended by a fault of its own");
+        }
+        if let Some(audit) = self.audit {
+            audit.flush(AUDIT_PATIENCE).await;
         }
     }
 }
@@ -279,6 +296,7 @@ fn builder_config(
         tenants,
         asset_manager,
         storage_max_bytes: Some(config.storage_max_bytes),
+        audit: config.audit.is_some(),
         cleanup_interval: config.cleanup_interval,
     })
 }
@@ -396,7 +414,7 @@ fn bucket_setting(kind: StartErrorKind, artifacts: &ArtifactConfig) -> &'static 
     }
 }
 
-async fn vitals(builder: &Builder, registers: bool) -> Vitals {
+async fn vitals(builder: &Builder) -> Vitals {
     let health = builder.health().await;
     let word = |name: &str, check: &Check| match check {
         Check::Healthy => "healthy",
@@ -415,7 +433,7 @@ async fn vitals(builder: &Builder, registers: bool) -> Vitals {
         database: word("database", &health.database),
         isolation: word("isolation", &health.isolation),
         registry: "not_checked",
-        assetmanager: if registers { "not_checked" } else { "disabled" },
+        assetmanager: word("assetmanager", &health.assets),
     };
     let needed = [&health.storage, &health.database, &health.isolation];
     let status = if health.draining {

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod auth;
 pub mod cli;
 pub mod commands;
@@ -22,6 +23,7 @@ mod file_version;
 pub mod guest;
 pub mod isolation;
 pub mod logging;
+pub mod prices;
 pub mod proto;
 pub mod service;
 mod size;

@@ -2,7 +2,10 @@
 
 use std::pin::Pin;
 
-use builder_core::service::{Builder, ListQuery};
+use builder_core::{
+    build::BuildId,
+    service::{Builder, ListQuery},
+};
 use futures_util::{Stream, StreamExt as _, stream};
 use tenant::TenantId;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +13,7 @@ use tonic::{Code, Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::Span;
 
 use crate::{
+    audit::Trail,
     auth::Caller,
     convert::{self, FieldPath},
     proto::{self, builder_service_server::BuilderService},
@@ -55,6 +59,9 @@ impl Service {
     ) -> Result<TenantId, Status> {
         let tenant = convert::tenant_id(value, path).map_err(from_field_error)?;
         Span::current().record("tenant.id", tenant.as_str());
+        if let Some(trail) = extensions.get::<Trail>() {
+            trail.names_tenant(tenant.as_str());
+        }
         let refused = |reason: &str| {
             let message = format!("{path}: {reason}");
             with_info(Code::PermissionDenied, &message, "OTHER_TENANT", [])
@@ -72,6 +79,17 @@ impl Service {
             }
         }
         Ok(tenant)
+    }
+}
+
+impl Service {
+    /// The build that a request is about.
+    fn build(extensions: &Extensions, value: &str) -> Result<BuildId, Status> {
+        let id = convert::build_id(value).map_err(from_field_error)?;
+        if let Some(trail) = extensions.get::<Trail>() {
+            trail.names_build(id);
+        }
+        Ok(id)
     }
 }
 
@@ -108,6 +126,9 @@ impl BuilderService for Service {
             ));
         }
         let build = self.builder.create(request).await.map_err(from_service_error)?;
+        if let Some(trail) = extensions.get::<Trail>() {
+            trail.names_build(build.id);
+        }
         Ok(Response::new(proto::CreateBuildResponse {
             build_id: build.id.to_string(),
             state: convert::build_state(build.state).into(),
@@ -127,7 +148,7 @@ impl BuilderService for Service {
             &message.tenant_id,
             &FieldPath::root("tenant_id"),
         )?;
-        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let id = Self::build(&extensions, &message.build_id)?;
         let build = self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
 
         let lines = self.builder.last_lines(&tenant, id, SHOWN_LOG_LINES).await;
@@ -177,7 +198,7 @@ impl BuilderService for Service {
             &message.tenant_id,
             &FieldPath::root("tenant_id"),
         )?;
-        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let id = Self::build(&extensions, &message.build_id)?;
         let build = self
             .builder
             .cancel(&tenant, &id)
@@ -200,7 +221,7 @@ impl BuilderService for Service {
             &message.tenant_id,
             &FieldPath::root("tenant_id"),
         )?;
-        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let id = Self::build(&extensions, &message.build_id)?;
         self.builder
             .delete(&tenant, &id, message.force)
             .await
@@ -221,7 +242,7 @@ impl BuilderService for Service {
             &message.tenant_id,
             &FieldPath::root("tenant_id"),
         )?;
-        let id = convert::build_id(&message.build_id).map_err(from_field_error)?;
+        let id = Self::build(&extensions, &message.build_id)?;
         let first = convert::log_start(message.from_sequence).map_err(from_field_error)?;
         // A build that does not exist is answered before the stream opens.
         self.builder.get(&tenant, &id).await.map_err(from_service_error)?;

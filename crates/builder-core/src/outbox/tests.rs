@@ -386,7 +386,7 @@ async fn a_deleted_build_leaves_no_asset_behind() {
             }
         };
         assert_eq!(fixture.assets.assets().len(), usize::from(came_to_be), "{how:?}");
-        fixture.store.bury(id, None).await.unwrap();
+        fixture.store.bury(id, None, None).await.unwrap();
         let is_certain = matches!(how, None | Some(Misbehaviour::Refuse(Code::PermissionDenied)));
         assert_eq!(fixture.row(id).await.is_none(), is_certain, "{how:?}");
         // Deletions are dated by the machine's clock.
@@ -432,7 +432,7 @@ async fn an_image_that_is_registered_while_its_build_is_deleted_is_forgotten() {
         .claim_duties(now, 1, Vec::new(), pause)
         .await
         .unwrap();
-    fixture.store.bury(id, None).await.unwrap();
+    fixture.store.bury(id, None, None).await.unwrap();
     let line = crate::store::NewLine::new(
         crate::event::Level::Info,
         crate::event::Component::Publisher,
@@ -467,12 +467,12 @@ async fn a_build_that_became_known_is_not_deleted_by_who_has_not_seen_it() {
     let id = fixture.complete("").await;
     let asset = fixture.known(id).await;
     fixture.stop().await;
-    let unseen = fixture.store.bury(id, None).await;
+    let unseen = fixture.store.bury(id, None, None).await;
     assert!(
         matches!(unseen, Err(crate::store::StoreError::AssetChanged)),
         "{unseen:?}"
     );
-    fixture.store.bury(id, Some(asset)).await.unwrap();
+    fixture.store.bury(id, Some(asset), None).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

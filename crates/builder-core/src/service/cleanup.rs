@@ -55,6 +55,7 @@ pub(super) async fn run(inner: Weak<Inner>) {
                     .checked_sub(TOMBSTONES_KEPT)
                     .unwrap_or(SystemTime::UNIX_EPOCH);
                 service.store.drop_tombstones(moment, MAX_TOMBSTONES).await?;
+                service.store.drop_audit_events(moment).await?;
                 let packs = service.pipeline.packs.clone();
                 let trimmed = tokio::task::spawn_blocking(move || packs.trim()).await;
                 if let Ok(Err(error)) = trimmed {
@@ -96,7 +97,13 @@ async fn expire(inner: &Inner) -> Result<(), StoreError> {
         for build in expired.builds {
             let _removal = inner.removals.lock(build.id).await;
             match inner.release_asset(&build).await {
-                Ok(()) => match inner.bury(&build).await {
+                Ok(()) => match inner
+                    .bury(
+                        &build,
+                        inner.own_act("retention.delete", &build, "its time is over"),
+                    )
+                    .await
+                {
                     // Deleted by request, or registered, a moment ago.
                     Ok(()) | Err(StoreError::NoSuchBuild | StoreError::AssetChanged) => {}
                     Err(error) => return Err(error),

@@ -40,6 +40,8 @@ pub struct Health {
     pub database: Check,
     /// Boxes can be made, and all workers that were killed have ended.
     pub isolation: Check,
+    /// assetmanagerd could be told of every finished image. When not, that hinders no build.
+    pub assets: Check,
     /// New builds are refused because the service is shutting down.
     pub draining: bool,
 }
@@ -82,7 +84,24 @@ pub(super) async fn check(inner: &Inner) -> Health {
         storage,
         database,
         isolation,
+        assets: assets(inner).await,
         draining: inner.lock_queue().is_draining(),
+    }
+}
+
+/// Whether what assetmanagerd has to be told gets through.
+async fn assets(inner: &Inner) -> Check {
+    if inner.assets.is_none() {
+        return Check::Disabled;
+    }
+    match tokio::time::timeout(TIME_LIMIT, inner.store.backlog(Vec::new())).await {
+        Ok(Ok(backlog)) if backlog.failing == 0 => Check::Healthy,
+        Ok(Ok(backlog)) => Check::Unhealthy(format!(
+            "assetmanagerd could not be told of {} images yet",
+            backlog.failing
+        )),
+        // That is the database's to tell.
+        Ok(Err(_)) | Err(_) => Check::Healthy,
     }
 }
 

@@ -129,6 +129,8 @@ pub struct BuilderConfig {
     /// Bytes that all finished images may take; `None` for no limit (STORAGE_MAX_SIZE_GB). Beyond, the images that were
     /// not read for the longest time go, but none that a virtual machine uses.
     pub storage_max_bytes: Option<u64>,
+    /// Whether what the service removes of its own accord is noted for an audit log ([`Builder::audit_events`]).
+    pub audit: bool,
     /// How often is removed what is due (CLEANUP_INTERVAL). For how long builds are kept is a matter of their tenant's tier.
     pub cleanup_interval: Duration,
 }
@@ -378,6 +380,28 @@ impl Builder {
         self.inner.find(tenant, id).await?;
         let read = move |connection: &_| last_lines(connection, id, limit);
         self.inner.store.read(read).await.map_err(internal)
+    }
+
+    /// Events from outside of requests that the audit log does not have yet, with their numbers, the oldest first, at most
+    /// `limit`: what the service removed of its own accord, and what operators changed with other processes. Each is a line
+    /// of an [`AuditEvent`](crate::audit::AuditEvent).
+    ///
+    /// # Errors
+    /// `Internal` when the database fails.
+    pub async fn audit_events(&self, limit: usize) -> Result<Vec<(i64, String)>, ServiceError> {
+        self.inner.store.audit_events(limit).await.map_err(internal)
+    }
+
+    /// The audit log has these events.
+    ///
+    /// # Errors
+    /// `Internal` when the database fails; then they are given again.
+    pub async fn audit_events_written(&self, numbers: Vec<i64>) -> Result<(), ServiceError> {
+        self.inner
+            .store
+            .audit_events_exported(numbers)
+            .await
+            .map_err(internal)
     }
 
     /// Whether the service can build.

@@ -9,7 +9,7 @@
 //! even by force: an asset that somebody uses, or of which that is not known, keeps its build. What asking cannot settle,
 //! a registration whose answer never came, is left to the outbox, which looks for such an asset once more later.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use assetclient::AssetErrorKind;
 use tenant::TenantId;
@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{Inner, PATIENCE, accept, database_failed};
 use crate::{
     artifact::ArtifactKey,
+    audit::{Actor, AuditEvent},
     build::{Build, BuildId},
     error::ServiceError,
     event::{Component, Level},
@@ -82,7 +83,7 @@ pub(super) async fn delete(
         // Another request may have been faster.
         let build = inner.find(&tenant, id).await?;
         inner.release_asset(&build).await.map_err(needed)?;
-        buried = inner.bury(&build).await;
+        buried = inner.bury(&build, None).await;
         if !matches!(buried, Err(StoreError::AssetChanged)) {
             break;
         }
@@ -155,8 +156,8 @@ impl Inner {
     }
 
     /// Leaves a tombstone of a build that has ended, and removes its files.
-    pub(super) async fn bury(&self, build: &Build) -> Result<(), StoreError> {
-        self.store.bury(build.id, build.asset_id.clone()).await?;
+    pub(super) async fn bury(&self, build: &Build, event: Option<AuditEvent>) -> Result<(), StoreError> {
+        self.store.bury(build.id, build.asset_id.clone(), event).await?;
         self.outbox_changed.notify_one();
         self.remove_files(&Self::key(build)).await;
         tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Build removed");
@@ -165,18 +166,29 @@ impl Inner {
 
     /// Removes the image of a build and keeps the rest.
     pub(super) async fn evict_image(&self, build: &Build) -> Result<(), StoreError> {
+        let event = self.own_act("storage.evict", build, "room was needed for others");
         let line = NewLine::new(
             Level::Warn,
             Component::Publisher,
             "The image was removed to make room for others: build it again when it is needed",
         );
         self.store
-            .forget_image(build.id, build.asset_id.clone(), line)
+            .forget_image(build.id, build.asset_id.clone(), line, event)
             .await?;
         self.outbox_changed.notify_one();
         self.remove_files(&Self::key(build)).await;
         tracing::info!(build.id = %build.id, tenant.id = %build.request.tenant.tenant_id, "Image removed to make room");
         Ok(())
+    }
+
+    /// What the service does of its own accord, for the audit log when there is one.
+    pub(super) fn own_act(&self, action: &str, build: &Build, reason: &str) -> Option<AuditEvent> {
+        self.config.audit.then(|| {
+            AuditEvent::new(action, Actor::builderd(), SystemTime::now())
+                .of_tenant(build.request.tenant.tenant_id.as_str())
+                .on(build.id.to_string())
+                .because(reason)
+        })
     }
 
     /// What cannot be removed now is found by the next sweep.

@@ -9,6 +9,7 @@
 //! before the answer goes out, also when the machine loses power (`NORMAL` would keep the file sound but could lose the
 //! last commits). The price is one `fsync` per commit; log lines and progress are written in batches to keep that low.
 
+mod audit;
 mod builds;
 mod logs;
 mod outbox;
@@ -29,11 +30,14 @@ use rusqlite::{Connection, OpenFlags, Transaction};
 use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
 
+pub(crate) use audit::note as note_audit_event;
 pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
 pub(crate) use logs::{NewLine, last_lines, lines_after};
 pub(crate) use outbox::{Claimed, Deletion, Duty, LONGEST_WAIT, Postponed, Registration};
 pub(crate) use removal::{FileClaim, KeptImage, has_ended};
 pub use usage::TenantUsage;
+
+pub(crate) use schema::VERSION as SCHEMA_VERSION;
 
 use self::writer::Writer;
 use crate::error::ServiceError;

@@ -90,8 +90,7 @@ pub(crate) struct Postponed {
 /// What waits to be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backlog {
-    pub(crate) rows: u64,
-    /// Those of which an attempt failed.
+    /// Rows of which an attempt failed.
     pub(crate) failing: u64,
     /// When the next attempt is due.
     pub(crate) next_attempt_at: Option<SystemTime>,
@@ -229,11 +228,9 @@ impl Store {
     /// What waits, leaving out the builds in `busy` for the time of the next attempt.
     pub(crate) async fn backlog(&self, busy: Vec<BuildId>) -> Result<Backlog, StoreError> {
         self.read(move |connection| {
-            let (rows, failing): (i64, i64) = connection
-                .prepare_cached(
-                    "SELECT COUNT(*), COALESCE(SUM(last_error IS NOT NULL), 0) FROM asset_outbox",
-                )?
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let failing: i64 = connection
+                .prepare_cached("SELECT COUNT(*) FROM asset_outbox WHERE last_error IS NOT NULL")?
+                .query_row([], |row| row.get(0))?;
             let mut statement = connection.prepare_cached(
                 "SELECT build_id, next_attempt_at FROM asset_outbox ORDER BY next_attempt_at LIMIT ?1",
             )?;
@@ -247,7 +244,6 @@ impl Store {
                 }
             }
             Ok(Backlog {
-                rows: from_integer(rows),
                 failing: from_integer(failing),
                 next_attempt_at,
             })

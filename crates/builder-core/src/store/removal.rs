@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use tenant::{TenantId, Tier};
 
 use super::{
-    NewLine, Store, StoreError,
+    NewLine, Store, StoreError, audit,
     builds::{COLUMNS, read, standing},
     from_integer, from_micros,
     logs::append,
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     artifact::ArtifactKey,
+    audit::AuditEvent,
     build::{Build, BuildId},
 };
 
@@ -63,8 +64,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoSuchBuild`] also when it was deleted before, [`StoreError::NotEnded`] for one that has not ended,
     /// [`StoreError::AssetChanged`] when it has another asset.
-    pub(crate) async fn bury(&self, id: BuildId, asset: Option<String>) -> Result<(), StoreError> {
+    ///
+    /// `event` is noted for the audit log with it.
+    pub(crate) async fn bury(
+        &self,
+        id: BuildId,
+        asset: Option<String>,
+        event: Option<AuditEvent>,
+    ) -> Result<(), StoreError> {
         self.write(move |transaction| {
+            note_event(transaction, event.as_ref())?;
             let (ordinal, state) = standing(transaction, id)?;
             has_asset(transaction, ordinal, asset.as_deref())?;
             if !state.is_terminal() {
@@ -95,8 +104,10 @@ impl Store {
         id: BuildId,
         asset: Option<String>,
         line: NewLine,
+        event: Option<AuditEvent>,
     ) -> Result<(), StoreError> {
         self.write(move |transaction| {
+            note_event(transaction, event.as_ref())?;
             let (ordinal, _) = standing(transaction, id)?;
             has_asset(transaction, ordinal, asset.as_deref())?;
             outbox::withdraw(transaction, id, super::now())?;
@@ -229,6 +240,14 @@ impl Store {
         })
         .await
     }
+}
+
+fn note_event(transaction: &Transaction<'_>, event: Option<&AuditEvent>) -> Result<(), StoreError> {
+    if let Some(event) = event {
+        let tenant = event.tenant.as_deref().unwrap_or_default();
+        audit::note(transaction, tenant, event, super::now())?;
+    }
+    Ok(())
 }
 
 /// A registration may have come in between: then there is an asset that nobody has asked about.

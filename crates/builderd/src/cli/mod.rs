@@ -10,7 +10,7 @@ mod create;
 mod failure;
 mod follow;
 mod options;
-mod output;
+pub(crate) mod output;
 
 use std::{
     io::{self, Write as _},

@@ -36,17 +36,17 @@ pub(super) fn json(name: &str, message: &impl Message) -> Result<Value, Failure>
 }
 
 /// Prints a result over several lines.
-pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
+pub(crate) fn print_json(value: &Value) -> Result<(), Failure> {
     print(&format!("{value:#}"))
 }
 
 /// Prints one of many results, in a line of its own.
-pub(super) fn print_json_line(value: &Value) -> Result<(), Failure> {
+pub(crate) fn print_json_line(value: &Value) -> Result<(), Failure> {
     print(&value.to_string())
 }
 
 /// Prints a line of the result.
-pub(super) fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     writeln!(output, "{text}")
         .and_then(|()| output.flush())
@@ -61,12 +61,12 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Says something that is no part of the result. Where nobody listens, the exit code has to do.
-pub(super) fn note(text: &str) {
+pub(crate) fn note(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
 /// Text of others, without what a terminal would obey: control characters, and those that turn the direction of text.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let turns = |character: char| matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars()
         .map(|character| {
@@ -80,7 +80,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Names with values under each other; those without a value are left out.
-pub(super) fn record(rows: &[(&str, String)]) -> String {
+pub(crate) fn record(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
@@ -92,7 +92,7 @@ pub(super) fn record(rows: &[(&str, String)]) -> String {
 }
 
 /// Columns under their headings.
-pub(super) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<[String; N]> = std::iter::once(headings.map(str::to_owned))
         .chain(rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))))
         .collect();

@@ -4,7 +4,10 @@ mod build;
 mod config;
 mod doctor;
 mod image;
+mod records;
 mod serve;
+mod tenant;
+mod usage;
 
 use std::{
     env,
@@ -25,9 +28,11 @@ Exit codes:
    0  done
   64  the command line or a setting is wrong
   65  the image is not what it should be
+  66  there is no such tenant
   69  something needed is not there or cannot be reached
   70  a fault of builderd itself
   73  the output cannot be written
+  75  somebody else was faster: look again
   77  a right or a credential is missing
  130  interrupted";
 
@@ -81,6 +86,8 @@ pub fn command() -> Command {
         .subcommand(image::command())
         .subcommand(config::command())
         .subcommand(doctor::command())
+        .subcommand(tenant::command())
+        .subcommand(usage::command())
         .subcommand(
             Command::new("worker")
                 .about("Parses layers and writes images for a build; started by the other commands")
@@ -95,6 +102,8 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("image", matches)) => image::run(matches),
         Some(("config", matches)) => config::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
+        Some(("tenant", matches)) => tenant::run(matches),
+        Some(("usage", matches)) => usage::run(matches),
         _ => Err(Failure::new(
             Exit::Usage,
             "no command given: see `builderd --help`",
@@ -140,6 +149,15 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+/// The number of the user whom this process runs as.
+fn own_user() -> u32 {
+    // What the kernel shows of this process belongs to its effective user.
+    std::os::unix::fs::MetadataExt::uid(&match std::fs::metadata("/proc/self") {
+        Ok(metadata) => metadata,
+        Err(_) => return u32::MAX,
+    })
 }
 
 /// How a worker is started: this very program, even when the file has been replaced meanwhile.

@@ -13,7 +13,9 @@ use super::{
     values::{ConfigError, Values},
 };
 use crate::{
+    audit::AuditConfig,
     isolation::Insistence,
+    prices::PriceTable,
     tls::{ServerId, TlsSettings},
 };
 
@@ -92,6 +94,8 @@ pub struct Config {
     pub asset_manager: Option<assetclient::Config>,
     /// Who may answer as assetmanagerd, where identities are SPIFFE's.
     pub asset_manager_id: ServerId,
+    /// Where the audit log is; `None` for none.
+    pub audit: Option<AuditConfig>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -147,6 +151,11 @@ impl Config {
                 "DOCKER_MIRROR_FALLBACK",
                 "without a mirror nothing of docker.io could be pulled: set UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR",
             ));
+        }
+        if let Some(path) = values.prices_file()
+            && let Err(error) = PriceTable::load(&path)
+        {
+            errors.push(values.refuse("PRICES_FILE", crate::commands::chain(&error)));
         }
         if !errors.is_empty() {
             return Err(errors);
@@ -213,6 +222,11 @@ impl Config {
             },
             asset_manager,
             asset_manager_id,
+            audit: values.flag("AUDIT_ENABLED").then(|| AuditConfig {
+                path: values.path("AUDIT_LOG_PATH"),
+                max_bytes: values.integer::<u64>("AUDIT_MAX_SIZE_MB") << 20,
+                max_files: values.integer("AUDIT_MAX_FILES"),
+            }),
             log,
         })
     }

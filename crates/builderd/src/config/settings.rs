@@ -5,7 +5,6 @@ use super::setting::{Form, Setting, works};
 const NOT_PORTABLE: &str = "the database is SQLite in this version";
 const NO_TELEMETRY: &str =
     "telemetry is not exported in this version: the log on standard error is what there is";
-const NO_AUDIT: &str = "no audit log is written in this version";
 const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
 
 const COUNT: Form = Form::Integer {
@@ -321,6 +320,12 @@ pub const SETTINGS: &[Setting] = &[
         COUNT,
         "Minutes of a build, default tier",
     ),
+    works(
+        "PRICES_FILE",
+        "",
+        Form::Path,
+        "What things cost, for `builderd usage`; checked at the start",
+    ),
     // State.
     works(
         "DATABASE_DATA_DIR",
@@ -436,14 +441,25 @@ pub const SETTINGS: &[Setting] = &[
         "How log lines look",
     )
     .in_development("pretty"),
-    works("AUDIT_ENABLED", "false", Form::Bool, "Write an audit log").not_yet(NO_AUDIT),
+    works("AUDIT_ENABLED", "false", Form::Bool, "Write an audit log"),
     works(
         "AUDIT_LOG_PATH",
         "/var/log/builderd-audit.log",
         Form::Path,
-        "Where it is written",
-    )
-    .not_yet(NO_AUDIT),
+        "Where it is written; the files before it are this path with .1, .2 and so on",
+    ),
+    works(
+        "AUDIT_MAX_SIZE_MB",
+        "100",
+        Form::Integer { min: 1, max: 1 << 20 },
+        "Mebibytes after which the audit log begins a new file",
+    ),
+    works(
+        "AUDIT_MAX_FILES",
+        "10",
+        Form::Integer { min: 1, max: 1000 },
+        "Files of the audit log that are kept, the newest among them",
+    ),
     works("OTEL_ENABLED", "false", Form::Bool, "Export traces and metrics").not_yet(NO_TELEMETRY),
     works(
         "OTEL_SERVICE_NAME",

@@ -143,6 +143,20 @@ impl Values {
         .map(|name| (name, self.path(name)))
     }
 
+    /// The table of prices, when there is one.
+    #[must_use]
+    pub fn prices_file(&self) -> Option<PathBuf> {
+        (!self.text("PRICES_FILE").is_empty()).then(|| self.path("PRICES_FILE"))
+    }
+
+    /// The tier of tenants that are not known.
+    #[must_use]
+    pub fn default_tier(&self) -> tenant::Tier {
+        self.text("TENANT_DEFAULT_TIER")
+            .parse()
+            .expect("the form's words are tiers")
+    }
+
     pub(super) fn flag(&self, name: &str) -> bool {
         parse_bool(self.text(name)).expect("checked when collected")
     }

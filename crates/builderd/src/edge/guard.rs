@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use builder_core::audit::Actor;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{Extensions, HeaderMap, Request, Response};
@@ -27,7 +28,12 @@ use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
 use super::{MAX_MESSAGE_BYTES, connection::Peer};
-use crate::{auth::Authentication, status::with_info, tls::PeerCertificate};
+use crate::{
+    audit::{AuditLog, Call, Trail},
+    auth::{Authentication, Caller},
+    status::with_info,
+    tls::PeerCertificate,
+};
 
 /// Methods below this path are for callers who have shown who they are. The others tell nothing about anybody.
 const AUTHENTICATED: &str = "/builder.v1.";
@@ -53,15 +59,51 @@ pub(super) struct Guard {
     /// Paths of methods with a stream in either direction: they have no default deadline.
     streaming: Arc<HashSet<String>>,
     authentication: Authentication,
+    audit: Option<AuditLog>,
 }
 
 impl Guard {
-    pub(super) fn new(routes: Routes, streaming: HashSet<String>, authentication: Authentication) -> Self {
+    pub(super) fn new(
+        routes: Routes,
+        streaming: HashSet<String>,
+        authentication: Authentication,
+        audit: Option<AuditLog>,
+    ) -> Self {
         Self {
             routes: routes.prepare(),
             streaming: Arc::new(streaming),
             authentication,
+            audit,
         }
+    }
+
+    /// What will be in the audit log of a call, if it has to be.
+    fn audited(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        caller: Result<Option<&Caller>, &Status>,
+        trail: Trail,
+    ) -> Option<Call> {
+        let log = self.audit.clone()?;
+        let id = certificate(extensions)
+            .and_then(|certificate| certificate.spiffe_id.as_ref())
+            .map(ToString::to_string);
+        let (kind, tenant) = match caller {
+            Ok(None) => return None,
+            Ok(Some(Caller::Unchecked)) => ("unchecked", None),
+            Ok(Some(Caller::Tenant(tenant))) => ("tenant", Some(tenant.to_string())),
+            Ok(Some(Caller::Service)) => ("service", None),
+            Err(_) => ("unknown", None),
+        };
+        let actor = Actor {
+            kind: kind.to_owned(),
+            id: id.or(tenant),
+            user: user(headers).map(str::to_owned),
+            address: extensions.get::<Peer>().map(|peer| peer.address.to_string()),
+        };
+        Some(Call::new(log, path, actor, trail))
     }
 
     /// Whether a call of this path, with these headers and by this connection, would get past authentication.
@@ -72,10 +114,16 @@ impl Guard {
         extensions: &Extensions,
     ) -> Result<(), Status> {
         match path.starts_with(AUTHENTICATED) {
-            true => self
-                .authentication
-                .caller(headers, certificate(extensions))
-                .map(drop),
+            true => {
+                let caller = self.authentication.caller(headers, certificate(extensions));
+                if let Err(status) = &caller {
+                    let call = self.audited(path, headers, extensions, Err(status), Trail::default());
+                    if let Some(call) = call {
+                        call.ended(status.code(), status.message());
+                    }
+                }
+                caller.map(drop)
+            }
             false => Ok(()),
         }
     }
@@ -84,27 +132,34 @@ impl Guard {
         mut routes: Routes,
         request: Request<Body>,
         admitted: Result<Option<Deadline>, Status>,
+        audited: Option<Call>,
     ) -> Response<Body> {
+        let end = CallEnd {
+            span: Span::current(),
+            started: Instant::now(),
+            audited,
+            told: false,
+        };
         let deadline = match admitted {
             Ok(deadline) => deadline,
-            Err(status) => return guarded(status.into_http(), None),
+            Err(status) => return guarded(end, status.into_http(), None),
         };
         // A handler that panics has moved what it held into its future, which is dropped with it.
         let call = AssertUnwindSafe(async move { routes.call(request).await }).catch_unwind();
         let outcome = match &deadline {
             Some(deadline) => match tokio::time::timeout_at(deadline.at, call).await {
                 Ok(outcome) => outcome,
-                Err(_) => return guarded(deadline.exceeded().into_http(), None),
+                Err(_) => return guarded(end, deadline.exceeded().into_http(), None),
             },
             None => call.await,
         };
         match outcome {
             Ok(Ok(response)) => match unreadable_request(response.headers()) {
-                Some(status) => guarded(status.into_http(), None),
-                None => guarded(response, deadline),
+                Some(status) => guarded(end, status.into_http(), None),
+                None => guarded(end, response, deadline),
             },
             Ok(Err(never)) => match never {},
-            Err(panic) => guarded(panicked(panic.as_ref()).into_http(), None),
+            Err(panic) => guarded(end, panicked(panic.as_ref()).into_http(), None),
         }
     }
 }
@@ -149,6 +204,15 @@ impl Service<Request<Body>> for Guard {
         );
         let default = (!self.streaming.contains(method)).then_some(DEFAULT_UNARY_DEADLINE);
         let deadline = Deadline::from_headers(request.headers(), default);
+        let trail = Trail::default();
+        let audited = self.audited(
+            method,
+            request.headers(),
+            request.extensions(),
+            caller.as_ref().map(Option::as_ref),
+            trail.clone(),
+        );
+        request.extensions_mut().insert(trail);
         let admitted = caller.and_then(|caller| {
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
@@ -156,7 +220,7 @@ impl Service<Request<Body>> for Guard {
             deadline
         });
         let routes = self.routes.clone();
-        let call = Self::handle(routes, request, admitted);
+        let call = Self::handle(routes, request, admitted, audited);
         Box::pin(call.map(Ok).instrument(span))
     }
 }
@@ -267,15 +331,10 @@ fn panicked(panic: &(dyn Any + Send)) -> Status {
 struct HandlerPanicked(String);
 
 /// Puts the guard around an answer's body.
-fn guarded(response: Response<Body>, deadline: Option<Deadline>) -> Response<Body> {
-    let mut end = CallEnd {
-        span: Span::current(),
-        started: Instant::now(),
-        told: false,
-    };
+fn guarded(mut end: CallEnd, response: Response<Body>, deadline: Option<Deadline>) -> Response<Body> {
     // An answer without messages has its status among the headers.
     if let Some(status) = Status::from_header_map(response.headers()) {
-        end.tell(status.code());
+        end.tell(status.code(), status.message());
     }
     response.map(|body| {
         Body::new(GuardedBody {
@@ -298,7 +357,7 @@ impl GuardedBody {
     /// Ends the call with a status of the guard's own.
     fn cut(&mut self, status: &Status) -> Option<Result<Frame<Bytes>, Status>> {
         self.body = None;
-        self.end.tell(status.code());
+        self.end.tell(status.code(), status.message());
         let mut trailers = HeaderMap::new();
         Some(
             status
@@ -339,11 +398,11 @@ impl http_body::Body for GuardedBody {
                 match &frame {
                     Some(Ok(frame)) => {
                         if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
-                            this.end.tell(status.code());
+                            this.end.tell(status.code(), status.message());
                         }
                     }
-                    Some(Err(status)) => this.end.tell(status.code()),
-                    None => this.end.tell(Code::Ok),
+                    Some(Err(status)) => this.end.tell(status.code(), status.message()),
+                    None => this.end.tell(Code::Ok, ""),
                 }
                 Poll::Ready(frame)
             }
@@ -365,13 +424,18 @@ impl http_body::Body for GuardedBody {
 struct CallEnd {
     span: Span,
     started: Instant,
+    /// Also told to the audit log.
+    audited: Option<Call>,
     told: bool,
 }
 
 impl CallEnd {
-    fn tell(&mut self, code: Code) {
+    fn tell(&mut self, code: Code, message: &str) {
         if std::mem::replace(&mut self.told, true) {
             return;
+        }
+        if let Some(call) = self.audited.take() {
+            call.ended(code, message);
         }
         self.span.record("rpc.code", field::debug(code));
         let milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -385,7 +449,7 @@ impl CallEnd {
 impl Drop for CallEnd {
     fn drop(&mut self) {
         // Nobody read on: the caller went away.
-        self.tell(Code::Cancelled);
+        self.tell(Code::Cancelled, "the caller went away");
     }
 }
 

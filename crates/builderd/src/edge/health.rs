@@ -35,7 +35,8 @@ pub struct Checks {
     pub isolation: &'static str,
     /// The registry. Builds name their own, so this is `not_checked`.
     pub registry: &'static str,
-    /// assetmanagerd: `disabled`, or `not_checked` since an absent one does not take the service out.
+    /// assetmanagerd: `disabled`, `healthy`, or `unhealthy` while it cannot be told of an image, which does not take the
+    /// service out.
     pub assetmanager: &'static str,
 }
 

@@ -34,6 +34,7 @@ pub use health::{Checks, Probe, Vitals};
 
 use self::{forward::Forwarder, guard::Guard, health::Health};
 use crate::{
+    audit::AuditLog,
     auth::Authentication,
     proto::{
         self,
@@ -57,6 +58,8 @@ pub struct EdgeConfig {
     pub health_requests_per_second: u32,
     /// How callers show who they are.
     pub authentication: Authentication,
+    /// Where calls are noted that change something or are refused; `None` for nowhere.
+    pub audit: Option<AuditLog>,
     /// Whether the reflection services answer.
     pub reflection: bool,
     /// Looks how the service is.
@@ -105,7 +108,12 @@ pub async fn router<S: BuilderService>(
         routes = with_reflection(routes, &mut descriptors)?;
     }
 
-    let grpc = Guard::new(routes, streaming_methods(&descriptors), config.authentication);
+    let grpc = Guard::new(
+        routes,
+        streaming_methods(&descriptors),
+        config.authentication,
+        config.audit,
+    );
     let limits = Limits::default()
         .with_max_message_size(MAX_MESSAGE_BYTES)
         .with_max_request_body_size(MAX_MESSAGE_BYTES);

@@ -209,6 +209,7 @@ impl Server {
         let service = Scripted::default();
         let dropped = service.dropped.clone();
         let mut config = EdgeConfig {
+            audit: None,
             health_requests_per_second: 1000,
             authentication: builderd::auth::Authentication::None,
             reflection: true,

@@ -53,6 +53,7 @@ async fn service(directory: &Path) -> Builder {
         asset_manager: None,
         artifacts: crate::artifact::ArtifactConfig::Local,
         storage_max_bytes: None,
+        audit: false,
         cleanup_interval: Duration::from_secs(3600),
     };
     Builder::start(config).await.unwrap()

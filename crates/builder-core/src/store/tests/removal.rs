@@ -40,14 +40,14 @@ async fn a_tombstone_keeps_what_is_counted_and_nothing_that_was_written() {
     let id = fixture.completed("alice", moment).await;
     let running = fixture.add("alice").await;
     assert!(matches!(
-        fixture.store.bury(running, None).await,
+        fixture.store.bury(running, None, None).await,
         Err(StoreError::NotEnded)
     ));
     let sums = fixture.store.window(alice(), None, None, 10).await.unwrap().0;
 
-    fixture.store.bury(id, None).await.unwrap();
+    fixture.store.bury(id, None, None).await.unwrap();
     assert!(matches!(
-        fixture.store.bury(id, None).await,
+        fixture.store.bury(id, None, None).await,
         Err(StoreError::NoSuchBuild)
     ));
     assert!(fixture.store.get(id).await.unwrap().is_none());
@@ -203,7 +203,7 @@ async fn a_removed_image_frees_its_room_and_leaves_build_and_log() {
     assert_eq!(fixture.store.kept_images().await.unwrap().len(), 1);
     fixture
         .store
-        .forget_image(id, None, line("removed"))
+        .forget_image(id, None, line("removed"), None)
         .await
         .unwrap();
     assert_eq!(fixture.store.stored_bytes().await.unwrap(), 0);

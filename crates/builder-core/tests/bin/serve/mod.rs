@@ -103,6 +103,7 @@ pub(crate) fn config(directory: &Path, worker_command: Vec<OsString>) -> Builder
         asset_manager: None,
         artifacts: builder_core::artifact::ArtifactConfig::Local,
         storage_max_bytes: None,
+        audit: false,
         cleanup_interval: Duration::from_secs(3600),
         tenants: TierTable::new(Tier::Pro, &TenantDefaults::default()),
         fetch: ClientConfig::new(workspace.join("cache/blobs"))
