@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use flate2::read::MultiGzDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use libdeflater::{DecompressionError, Decompressor};
 use rustix::fs::{SeekFrom as Seek, fsync, seek};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ use crate::{
 
 /// Bytes at a time wherever something is streamed.
 const BUFFER_BYTES: usize = 256 << 10;
+
+/// How often the image is written for the floor.
+const WRITES: usize = 3;
 
 /// What `builderd-bench floor` takes.
 #[derive(Debug, clap::Args)]
@@ -40,7 +43,7 @@ pub(crate) struct Arguments {
 pub(crate) struct Floor {
     /// libdeflate, a whole layer at a time, into memory that was touched before. Layers in zstd by zstd.
     pub(crate) inflate_whole: f64,
-    /// zlib-rs, in pieces. Layers in zstd by zstd.
+    /// zlib-rs, in pieces, with crc32fast's CRC. Layers in zstd by zstd.
     pub(crate) inflate_streaming: f64,
     /// SHA-256 of the layers as they came.
     pub(crate) hash_blobs: f64,
@@ -50,7 +53,8 @@ pub(crate) struct Floor {
     pub(crate) hash_image: f64,
     /// Seconds on the wall of the same, reading included.
     pub(crate) hash_image_wall: f64,
-    /// Writing all of the image that is not a hole.
+    /// Writing all of the image that is not a hole: the least of [`WRITES`], because whatever else the machine does with its
+    /// memory meanwhile only adds to it.
     pub(crate) write: f64,
     /// Seconds on the wall of the same, until it is on the disk.
     pub(crate) write_wall: f64,
@@ -103,24 +107,81 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("failed to open {}", arguments.image.display()))?;
     let taken = hash(&image)?;
     (floor.hash_image, floor.hash_image_wall) = (taken.cpu, taken.wall);
-    let taken = write(&image, &arguments.scratch)?;
-    fs::remove_file(&arguments.scratch)?;
-    (floor.write, floor.write_wall) = (taken.cpu, taken.wall);
+    let mut writes = Vec::new();
+    for _ in 0..WRITES {
+        writes.push(write(&image, &arguments.scratch)?);
+        fs::remove_file(&arguments.scratch)?;
+    }
+    let least = |figures: &mut dyn Iterator<Item = f64>| figures.fold(f64::INFINITY, f64::min);
+    floor.write = least(&mut writes.iter().map(|taken| taken.cpu));
+    floor.write_wall = least(&mut writes.iter().map(|taken| taken.wall));
     println!("{}", serde_json::to_string(&floor)?);
     Ok(())
 }
 
-/// Inflates as a build does while the bytes arrive; the length.
+/// Inflates as a build does while the bytes arrive, with the fastest CRC there is: zlib-rs and crc32fast. Gives the length.
 fn stream(blob: &[u8]) -> anyhow::Result<usize> {
-    let mut decoder = MultiGzDecoder::new(blob);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut length = 0;
-    loop {
-        match decoder.read(&mut buffer)? {
-            0 => return Ok(length),
-            count => length += count,
+    let mut rest = blob;
+    while !rest.is_empty() {
+        let mut inflate = Decompress::new(false);
+        let mut crc = crc32fast::Hasher::new();
+        rest = &rest[header_bytes(rest)?..];
+        loop {
+            let (read, written) = (inflate.total_in(), inflate.total_out());
+            let status = inflate.decompress(rest, &mut buffer, FlushDecompress::None)?;
+            let read = usize::try_from(inflate.total_in() - read)?;
+            let written = usize::try_from(inflate.total_out() - written)?;
+            ensure!(
+                read + written > 0 || status == Status::StreamEnd,
+                "a layer that is cut off"
+            );
+            rest = &rest[read..];
+            crc.update(&buffer[..written]);
+            length += written;
+            if status == Status::StreamEnd {
+                break;
+            }
+        }
+        // RFC 1952: CRC-32 and length, little endian.
+        let trailer: [u8; 8] = rest.first_chunk().copied().context("a layer that is cut off")?;
+        let [c0, c1, c2, c3, ..] = trailer;
+        ensure!(
+            u32::from_le_bytes([c0, c1, c2, c3]) == crc.finalize(),
+            "a layer with a wrong CRC"
+        );
+        rest = &rest[trailer.len()..];
+    }
+    Ok(length)
+}
+
+/// Bytes of the header of a gzip member. RFC 1952 section 2.3.
+fn header_bytes(member: &[u8]) -> anyhow::Result<usize> {
+    const CHECKSUM: u8 = 1 << 1;
+    const EXTRA: u8 = 1 << 2;
+    const NAME: u8 = 1 << 3;
+    const COMMENT: u8 = 1 << 4;
+    let header: [u8; 10] = member.first_chunk().copied().context("a layer that is cut off")?;
+    ensure!(header[..3] == [0x1f, 0x8b, 8], "a layer that is not gzip");
+    let flags = header[3];
+    let mut end = header.len();
+    if flags & EXTRA != 0 {
+        let length = member.get(end..end + 2).context("a layer that is cut off")?;
+        end += 2 + usize::from(u16::from_le_bytes([length[0], length[1]]));
+    }
+    for text in [NAME, COMMENT] {
+        if flags & text != 0 {
+            let rest = member.get(end..).context("a layer that is cut off")?;
+            let zero = rest.iter().position(|byte| *byte == 0);
+            end += zero.context("a layer that is cut off")? + 1;
         }
     }
+    if flags & CHECKSUM != 0 {
+        end += 2;
+    }
+    ensure!(end <= member.len(), "a layer that is cut off");
+    Ok(end)
 }
 
 /// Inflates one gzip member into memory of its exact length.
@@ -181,4 +242,39 @@ fn write(image: &File, to: &Path) -> anyhow::Result<Taken> {
     synced?;
     all += taken;
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, GzBuilder};
+
+    use super::*;
+
+    #[test]
+    fn members_with_every_kind_of_header_are_inflated_to_their_end() {
+        let member = |builder: GzBuilder, text: &[u8]| {
+            let mut encoder = builder.write(Vec::new(), Compression::fast());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        };
+        let plain = member(GzBuilder::new(), &vec![7; 3 * BUFFER_BYTES + 1]);
+        let named = member(
+            GzBuilder::new()
+                .filename("name")
+                .comment("comment")
+                .extra(vec![1; 300]),
+            b"second",
+        );
+        assert_eq!(
+            stream(&[plain.clone(), named].concat()).unwrap(),
+            3 * BUFFER_BYTES + 7
+        );
+        let mut damaged = plain.clone();
+        let crc = damaged.len() - 8;
+        damaged[crc] ^= 1;
+        stream(&damaged).unwrap_err();
+        stream(&plain[..plain.len() / 2]).unwrap_err();
+    }
 }

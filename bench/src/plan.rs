@@ -173,6 +173,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.resume && kept.is_none() {
         println!("nothing of this commit was measured before: beginning anew");
     }
+    if kept.is_none() {
+        Results::put_aside(&path)?;
+    }
     let mut results = kept.unwrap_or_else(|| Results::new(&path, host, command));
     let failures = measure_all(options, &place, &mut results)?;
     process::end_stragglers(&std::collections::BTreeSet::new());

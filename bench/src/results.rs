@@ -57,6 +57,20 @@ impl Results {
         }
     }
 
+    /// Puts what an earlier session left beside: what took half an hour to measure is not lost by a call too many.
+    pub(crate) fn put_aside(path: &Path) -> anyhow::Result<()> {
+        let Ok(kept) = fs::metadata(path).and_then(|kept| kept.modified()) else {
+            return Ok(());
+        };
+        let seconds = kept
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |age| age.as_secs());
+        let aside = path.with_extension(format!("{seconds}.json"));
+        fs::rename(path, &aside).with_context(|| format!("failed to rename {}", path.display()))?;
+        println!("what was measured before is in {}", aside.display());
+        Ok(())
+    }
+
     /// What an earlier session left, when it measured the same commit. What could not run then is tried again.
     pub(crate) fn resume(path: &Path, host: &Host) -> Option<Self> {
         let mut results: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;

@@ -208,11 +208,11 @@ pub struct BuildMetrics {
     pub memory_peak_bytes: Option<u64>,
     /// Bytes that the image takes on disk.
     pub disk_usage_bytes: Option<u64>,
-    /// CPU milliseconds of all workers.
+    /// CPU milliseconds of all workers, and of this process for copying and hashing.
     pub cpu_time_ms: Option<u64>,
-    /// Bytes that the workers read from disk.
+    /// Bytes that the workers, and this process for copying and hashing, read from disk.
     pub io_read_bytes: Option<u64>,
-    /// Bytes that the workers wrote to disk.
+    /// Bytes that the same wrote to disk.
     pub io_write_bytes: Option<u64>,
     /// Compressed bytes that crossed the network.
     pub pulled_bytes: Option<u64>,

@@ -64,6 +64,7 @@ async fn readers_see_bytes_as_they_arrive_and_none_before() {
     let found = resolve(&client, &server.source("app:1")).await.unwrap();
     let blob = client.open_layer(&found, 0).await.unwrap();
     assert!(blob.from_network());
+    assert!(blob.file_at_hand().await.is_none(), "half of it is not there");
     let mut reader = blob.reader();
     let mut first = vec![0; 100_000];
     reader.read_exact(&mut first).await.unwrap();
@@ -542,9 +543,26 @@ async fn local_layers_are_verified_too() {
     let blob = client.open_layer(&found, 0).await.unwrap();
     assert!(!blob.from_network());
     assert!(blob.complete_file().await.is_ok());
+    let mut at_hand = Vec::new();
+    let mut file = blob.file_at_hand().await.expect("all of it is there");
+    std::io::Read::read_to_end(&mut file, &mut at_hand).unwrap();
+    assert_eq!(at_hand, image.layers[0]);
+    assert!(
+        std::io::Write::write_all(&mut file, b"x").is_err(),
+        "the descriptor is read-only"
+    );
     let mut changed = image.layers[0].clone();
     changed[5] ^= 1;
     std::fs::write(blobs.join(Digest::sha256(&image.layers[0]).hex()), changed).unwrap();
+    let wrong = client.open_layer(&found, 0).await.unwrap();
+    assert!(
+        wrong.file_at_hand().await.is_some(),
+        "whether it is right is another question"
+    );
+    assert_eq!(
+        kind(wrong.verified().await.map(drop)),
+        FetchErrorKind::DigestMismatch
+    );
     assert_eq!(
         kind(pull_with(&client, &source, &as_tenant("t")).await),
         FetchErrorKind::DigestMismatch

@@ -20,7 +20,9 @@ use rootfs::{
 };
 
 use super::{
-    Work, blocking,
+    Work,
+    direct::Direct,
+    own::counted,
     progress::Phase,
     publish::{self, Draft},
 };
@@ -55,6 +57,7 @@ impl Contents {
     }
 
     fn copy_into(&self, image: &File, given_up: &AtomicBool) -> io::Result<()> {
+        let mut direct = Direct::open(image);
         for copy in &self.copies {
             let pack = self.pack(copy)?;
             let mut done = 0;
@@ -63,7 +66,14 @@ impl Contents {
                     return Ok(());
                 }
                 let length = (copy.length - done).min(STEP_BYTES);
-                image.copy_from_pack(pack, copy.pack_offset + done, copy.image_offset + done, length)?;
+                let (from, to) = (copy.pack_offset + done, copy.image_offset + done);
+                let is_copied = match &mut direct {
+                    Some(direct) => direct.copy(pack, from, to, length)?,
+                    None => false,
+                };
+                if !is_copied {
+                    image.copy_from_pack(pack, from, to, length)?;
+                }
                 done += length;
             }
         }
@@ -96,7 +106,7 @@ pub(super) async fn fill(
     let copying = {
         let image = draft.file().try_clone().map_err(writing)?;
         let (contents, given_up) = (Arc::clone(&contents), Arc::clone(&given_up));
-        blocking(move || {
+        counted(work, move || {
             let copied = contents.copy_into(&image, &given_up);
             if copied.is_err() {
                 given_up.store(true, Ordering::Relaxed);
@@ -107,7 +117,7 @@ pub(super) async fn fill(
     let hashing = {
         let image = draft.file().try_clone().map_err(reading)?;
         let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-        blocking(move || {
+        counted(work, move || {
             let hashed = publish::hash(&image, &contents, size_bytes, &done, &given_up);
             if hashed.is_err() {
                 given_up.store(true, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! All layers of an image to layer files: from the cache, or pulled and indexed at the same time.
 
 use std::{
+    cmp::Reverse,
     fs::File,
     io::{self, BufReader, Read},
     os::{fd::OwnedFd, unix::fs::FileExt},
@@ -18,7 +19,7 @@ use tokio::{
     sync::OwnedMutexGuard,
 };
 
-use super::{Work, blocking, fetch, progress::megabytes, stop::Reason};
+use super::{Work, blocking, fetch, own::counted, progress::megabytes, stop::Reason};
 use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
@@ -72,6 +73,14 @@ impl Drop for Growing<'_> {
     }
 }
 
+/// Where a worker's bytes come from, as this side of it sees them.
+enum Input {
+    /// They are fed while they arrive.
+    Pipe(pipe::Sender),
+    /// It has the file: all of them are there. The position is the worker's too.
+    File(File),
+}
+
 /// What a worker says of a finished layer file.
 struct Indexed {
     pack_bytes: u64,
@@ -83,7 +92,10 @@ struct Indexed {
 pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildError> {
     let n_layers = work.image.layers.len();
     let in_parallel = work.config.layers_in_parallel.max(1);
-    let mut results = futures_util::stream::iter(0..n_layers)
+    // The largest first: one that is begun last keeps one processor busy when the others have nothing left to do.
+    let mut order: Vec<usize> = (0..n_layers).collect();
+    order.sort_by_key(|&layer_idx| Reverse(work.image.layers[layer_idx].size_bytes));
+    let mut results = futures_util::stream::iter(order)
         .map(|layer_idx| async move { (layer_idx, one_with_leaves(work, layer_idx).await) })
         .buffer_unordered(in_parallel);
     let mut files: Vec<Option<LayerFile>> = (0..n_layers).map(|_| None).collect();
@@ -111,7 +123,7 @@ async fn one_with_leaves(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile,
         return Ok(file);
     }
     let cache = work.config.packs.clone();
-    blocking(move || cache.with_leaf_hashes(file))
+    counted(work, move || cache.with_leaf_hashes(file))
         .await?
         .map_err(|error| BuildError::from_io("hash a layer's pack", error))
 }
@@ -237,7 +249,7 @@ async fn make(
     let limits = index_limits(work);
     let (unfinished, checked) = {
         let _turn = work.config.packs.check_turn().await;
-        blocking(move || {
+        counted(work, move || {
             let checked = check(unfinished.file(), &indexed, &limits);
             (unfinished, checked)
         })
@@ -334,9 +346,18 @@ async fn index(
     unfinished: &Unfinished,
 ) -> Result<Indexed, BuildError> {
     let starting = |error: io::Error| BuildError::internal("start a worker", error);
-    let (input, feed) = input_pipe().map_err(starting)?;
-    // More than the default lets inflate and download run apart; less is only slower.
-    let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
+    let (theirs, input) = match blob.file_at_hand().await {
+        Some(file) => {
+            let theirs = OwnedFd::from(file.try_clone().map_err(starting)?);
+            (theirs, Input::File(file))
+        }
+        None => {
+            let (theirs, feed) = input_pipe().map_err(starting)?;
+            // More than the default lets inflate and download run apart; less is only slower.
+            let _ = rustix::pipe::fcntl_setpipe_size(&theirs, PIPE_BYTES);
+            (theirs, Input::Pipe(feed))
+        }
+    };
     let output = OwnedFd::from(unfinished.file().try_clone().map_err(starting)?);
     let mut limits = index_limits(work);
     if let Some(max_disk_bytes) = work.config.limits.max_disk_bytes {
@@ -348,6 +369,7 @@ async fn index(
     }
     let job = Job::Index(IndexJob {
         input: INPUT,
+        input_bytes: blob.size_bytes(),
         output: OUTPUT,
         max_output_bytes: limits.max_output_bytes,
         max_index_bytes: limits.max_index_bytes,
@@ -361,14 +383,14 @@ async fn index(
         &work.config.alarms,
         format!("the worker that indexes {name}"),
         job,
-        vec![(input, INPUT), (output, OUTPUT)],
+        vec![(theirs, INPUT), (output, OUTPUT)],
         worker_limits,
     )
     .await?;
 
     let talk = work
         .stop
-        .unless(converse(work, name, &mut session, blob, feed, unfinished))
+        .unless(converse(work, name, &mut session, blob, input, unfinished))
         .await;
     if talk.is_err() {
         session.kill();
@@ -400,7 +422,7 @@ async fn converse(
     name: &str,
     session: &mut Session,
     blob: &Blob,
-    pipe: pipe::Sender,
+    input: Input,
     unfinished: &Unfinished,
 ) -> Result<Option<Indexed>, BuildError> {
     let mut growing = Growing {
@@ -408,7 +430,7 @@ async fn converse(
         bytes: 0,
     };
     let mut interval = tokio::time::interval(INTERVAL);
-    let mut feeding = pin!(feed(work, blob, pipe));
+    let mut feeding = pin!(feed(work, blob, input));
     let mut is_feeding = true;
     let started = Instant::now();
     let mut indexed = None;
@@ -478,7 +500,37 @@ enum Fed {
     Refused,
 }
 
-async fn feed(work: &Work<'_>, blob: &Blob, mut pipe: pipe::Sender) -> Result<Fed, BuildError> {
+async fn feed(work: &Work<'_>, blob: &Blob, input: Input) -> Result<Fed, BuildError> {
+    match input {
+        Input::Pipe(pipe) => feed_pipe(work, blob, pipe).await,
+        Input::File(file) => follow(work, blob, &file).await,
+    }
+}
+
+/// Waits until the bytes of a file that a worker reads are known to be right, and counts meanwhile what it has read.
+async fn follow(work: &Work<'_>, blob: &Blob, file: &File) -> Result<Fed, BuildError> {
+    let mut interval = tokio::time::interval(INTERVAL);
+    let mut verified = pin!(blob.verified());
+    let mut counted = 0;
+    loop {
+        tokio::select! {
+            verified = &mut verified => {
+                verified.map_err(|error| fetch::explain(&error))?;
+                work.progress.advance(blob.size_bytes() - counted);
+                return Ok(Fed::Verified);
+            }
+            // Whatever the worker makes of the position, it stays within the blob and never goes back.
+            _ = interval.tick() => {
+                let position = rustix::fs::tell(file).unwrap_or(0);
+                let read = position.clamp(counted, blob.size_bytes());
+                work.progress.advance(read - counted);
+                counted = read;
+            }
+        }
+    }
+}
+
+async fn feed_pipe(work: &Work<'_>, blob: &Blob, mut pipe: pipe::Sender) -> Result<Fed, BuildError> {
     let mut reader = blob.reader();
     let mut buffer = vec![0; FEED_BYTES];
     loop {

@@ -14,8 +14,10 @@
 
 mod assemble;
 mod contents;
+mod direct;
 mod fetch;
 mod layers;
+mod own;
 mod progress;
 mod publish;
 mod reuse;

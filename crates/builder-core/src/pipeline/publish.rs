@@ -4,22 +4,20 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
+    num::NonZero,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use rustix::fs::{FlockOperation, SeekFrom as SparseSeek};
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::{Work, blocking, contents::Contents, progress::Phase};
+use super::{Work, blocking, contents::Contents};
 use crate::{
     build::ImageMetadata,
     error::{BuildError, BuildErrorKind},
@@ -30,6 +28,9 @@ pub(crate) const UNFINISHED_MARK: &str = ".unfinished-";
 
 /// Bytes that are hashed at once.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// Bytes that the system is asked to have ready before they are hashed.
+const READ_AHEAD_BYTES: u64 = 8 << 20;
 
 /// An image that is being written. Dropping it removes it.
 ///
@@ -281,20 +282,6 @@ fn without_path(error: io::Error) -> io::Error {
     code.map_or(error, io::Error::from_raw_os_error)
 }
 
-/// SHA-256 of the image in hexadecimal. Holes are not read, only hashed.
-pub(super) async fn checksum(work: &Work<'_>, image: &File, size_bytes: u64) -> Result<String, BuildError> {
-    work.progress.begin(Phase::Hash, size_bytes).await;
-    let reading = |error: io::Error| BuildError::from_io("read the image", error);
-    let image = image.try_clone().map_err(reading)?;
-    let done = Arc::new(AtomicU64::new(0));
-    let given_up = Arc::new(AtomicBool::new(false));
-    let hashing = {
-        let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-        blocking(move || hash(&image, &Contents::default(), size_bytes, &done, &given_up))
-    };
-    watched(work, hashing, &done, &given_up).await?.map_err(reading)
-}
-
 /// Waits for work in a thread that counts in `done` and looks at `given_up`, which is set when the build is to end.
 pub(super) async fn watched<T>(
     work: &Work<'_>,
@@ -328,51 +315,104 @@ pub(super) fn hash(
     done: &AtomicU64,
     given_up: &AtomicBool,
 ) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let zeros = vec![0; CHUNK_BYTES];
-    let mut offset = 0;
-    let mut copies = contents.copies.iter().peekable();
-    // Where the data that `offset` is in, or before, begins and ends.
-    let mut data = 0..0;
-    while offset < size_bytes && !given_up.load(Ordering::Relaxed) {
-        if let Some(copy) = copies.next_if(|copy| copy.image_offset == offset) {
-            let pack = contents.pack(copy)?;
-            let mut hashed = 0;
-            while hashed < copy.length && !given_up.load(Ordering::Relaxed) {
-                let length = usize::try_from(copy.length - hashed)
-                    .unwrap_or(usize::MAX)
-                    .min(CHUNK_BYTES);
-                pack.read_exact_at(&mut buffer[..length], copy.pack_offset + hashed)?;
-                hasher.update(&buffer[..length]);
-                hashed += length as u64;
-                done.store(offset + hashed, Ordering::Relaxed);
-            }
-            offset += copy.length;
-            continue;
+    let mut digest = ImageDigest::new(image, contents);
+    digest.advance(size_bytes, done, given_up)?;
+    Ok(digest.finish())
+}
+
+/// SHA-256 of an image, from its beginning to wherever it is known by then. Holes are not read, only hashed.
+pub(super) struct ImageDigest<'a> {
+    image: &'a File,
+    contents: &'a Contents,
+    hasher: Sha256,
+    buffer: Vec<u8>,
+    zeros: Vec<u8>,
+    offset: u64,
+    /// Copies that lie below `offset`.
+    copies_done: usize,
+    /// Below here the system was asked to read what is to be hashed.
+    asked_for: u64,
+}
+
+impl<'a> ImageDigest<'a> {
+    pub(super) fn new(image: &'a File, contents: &'a Contents) -> Self {
+        Self {
+            image,
+            contents,
+            hasher: Sha256::new(),
+            buffer: vec![0; CHUNK_BYTES],
+            zeros: vec![0; CHUNK_BYTES],
+            offset: 0,
+            copies_done: 0,
+            asked_for: 0,
         }
-        let next_copy = copies.peek().map_or(size_bytes, |copy| copy.image_offset);
-        if offset >= data.end {
-            data = next_data(image, offset, next_copy)?;
-        }
-        let (end, is_hole) = if offset < data.start {
-            (data.start, true)
-        } else {
-            (data.end, false)
-        };
-        let length = usize::try_from(end - offset)
-            .unwrap_or(usize::MAX)
-            .min(CHUNK_BYTES);
-        if is_hole {
-            hasher.update(&zeros[..length]);
-        } else {
-            image.read_exact_at(&mut buffer[..length], offset)?;
-            hasher.update(&buffer[..length]);
-        }
-        offset += length as u64;
-        done.store(offset, Ordering::Relaxed);
     }
-    Ok(hex::encode(hasher.finalize()))
+
+    /// Goes on to `end`, below which nothing but `contents` is missing from the image, or not quite as far once it is given up.
+    pub(super) fn advance(&mut self, end: u64, done: &AtomicU64, given_up: &AtomicBool) -> io::Result<()> {
+        // Where the data that `offset` is in, or before, begins and ends.
+        let mut data = self.offset..self.offset;
+        while self.offset < end && !given_up.load(Ordering::Relaxed) {
+            let next_copy = self.contents.copies.get(self.copies_done);
+            if let Some(copy) = next_copy.filter(|copy| copy.image_offset == self.offset) {
+                let pack = self.contents.pack(copy)?;
+                let mut hashed = 0;
+                while hashed < copy.length && !given_up.load(Ordering::Relaxed) {
+                    let length = piece(copy.length - hashed);
+                    pack.read_exact_at(&mut self.buffer[..length], copy.pack_offset + hashed)?;
+                    self.hasher.update(&self.buffer[..length]);
+                    hashed += length as u64;
+                    done.store(self.offset + hashed, Ordering::Relaxed);
+                }
+                self.offset += copy.length;
+                self.copies_done += 1;
+                continue;
+            }
+            let stop = next_copy.map_or(end, |copy| copy.image_offset.min(end));
+            if self.offset >= data.end {
+                data = next_data(self.image, self.offset, stop)?;
+            }
+            let length = if self.offset < data.start {
+                let length = piece(data.start - self.offset);
+                self.hasher.update(&self.zeros[..length]);
+                length
+            } else {
+                let length = piece(data.end - self.offset);
+                self.ask_ahead(data.end);
+                self.image
+                    .read_exact_at(&mut self.buffer[..length], self.offset)?;
+                self.hasher.update(&self.buffer[..length]);
+                length
+            };
+            self.offset += length as u64;
+            done.store(self.offset, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Has the system read what comes next, up to `end`, while this is hashed: pages that were shared by a reflink are in no
+    /// cache.
+    fn ask_ahead(&mut self, end: u64) {
+        let wanted = end.min(self.offset + READ_AHEAD_BYTES);
+        let from = self.asked_for.max(self.offset);
+        // Half of it is left when more is asked for.
+        if self.asked_for < wanted && from < self.offset + READ_AHEAD_BYTES / 2 {
+            let length = NonZero::new(wanted - from);
+            // Only a hint: it is read in any case.
+            let _ = rustix::fs::fadvise(self.image, from, length, rustix::fs::Advice::WillNeed);
+            self.asked_for = wanted;
+        }
+    }
+
+    /// In hexadecimal.
+    pub(super) fn finish(self) -> String {
+        hex::encode(self.hasher.finalize())
+    }
+}
+
+/// Of what is left, as much as is hashed at once.
+fn piece(left: u64) -> usize {
+    usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)
 }
 
 /// The next run of data at or behind `offset`. A file system that knows no holes says that all is data.
@@ -390,6 +430,8 @@ pub(super) fn next_data(mut image: &File, offset: u64, size_bytes: u64) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -447,6 +489,35 @@ mod tests {
         whole[12288..16384].copy_from_slice(&pack[..4096]);
         whole[1 << 20..(1 << 20) + 4 * 4096].copy_from_slice(&pack[8192..6 * 4096]);
         assert_eq!(sum, hex::encode(Sha256::digest(&whole)));
+    }
+
+    #[test]
+    fn a_digest_in_steps_is_that_of_the_whole() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 40 * CHUNK_BYTES as u64 + 77;
+        file.set_len(size).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(&vec![7; 11 * CHUNK_BYTES], 3 * CHUNK_BYTES as u64 - 5)
+            .unwrap();
+        file.write_all_at(b"last", size - 4).unwrap();
+        let all = Contents::default();
+        let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
+        let mut digest = ImageDigest::new(&file, &all);
+        for end in [
+            0,
+            1,
+            4096,
+            3 * CHUNK_BYTES as u64,
+            3 * CHUNK_BYTES as u64,
+            size - 1,
+            size,
+        ] {
+            digest.advance(end, &done, &given_up).unwrap();
+            assert_eq!(done.load(Ordering::Relaxed), end);
+        }
+        let mut content = vec![0; usize::try_from(size).unwrap()];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert_eq!(digest.finish(), hex::encode(Sha256::digest(&content)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, Sender},
     },
 };
 
@@ -20,9 +21,11 @@ use super::{
     Work,
     assemble::{Written, identity_of},
     blocking,
+    contents::Contents,
     layers::entry_name,
+    own::counted,
     progress::{Phase, megabytes},
-    publish::{self, Draft},
+    publish::{self, Draft, ImageDigest},
 };
 use crate::{
     error::BuildError,
@@ -97,15 +100,14 @@ impl Reuse {
             return Ok(None);
         }
         work.progress.begin(Phase::Copy, record.size_bytes).await;
-        let way = match self.transfer(work, &record, source, draft.file()).await? {
-            Ok(way) => way,
+        let (way, checksum) = match self.transfer(work, &record, source, draft).await? {
+            Ok(transferred) => transferred,
             Err(error) => {
                 self.refuse(work, Level::Warn, &format!("cannot be read: {}", error.kind()))
                     .await;
                 return empty(draft).map(|()| None);
             }
         };
-        let checksum = publish::checksum(work, draft.file(), record.size_bytes).await?;
         if checksum != hex::encode(record.sha256) {
             self.refuse(
                 work,
@@ -136,27 +138,54 @@ impl Reuse {
         Ok(Some(Reused { written, checksum }))
     }
 
+    /// Copies the image and hashes the copy as it grows; then it is also on the disk. Gives the way in words, and the hash.
     /// The outer error ends the build, the inner one this attempt.
     async fn transfer(
         &self,
         work: &Work<'_>,
         record: &ImageRecord,
         source: File,
-        target: &File,
-    ) -> Result<io::Result<&'static str>, BuildError> {
-        let target = target
-            .try_clone()
-            .map_err(|error| BuildError::internal("copy an image", error))?;
+        draft: &Draft,
+    ) -> Result<io::Result<(&'static str, String)>, BuildError> {
+        let file = || {
+            draft
+                .file()
+                .try_clone()
+                .map_err(|error| BuildError::internal("copy an image", error))
+        };
         let done = Arc::new(AtomicU64::new(0));
+        // Either thread ends when the other fails.
         let given_up = Arc::new(AtomicBool::new(false));
         let size_bytes = record.size_bytes;
+        let (copied, grown) = mpsc::channel();
         let copying = {
-            let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-            blocking(move || copy(&source, &target, size_bytes, &done, &given_up))
+            let (target, given_up) = (file()?, Arc::clone(&given_up));
+            counted(work, move || {
+                copy(&source, &target, size_bytes, &copied, &given_up)
+            })
         };
-        match publish::watched(work, copying, &done, &given_up).await? {
+        let hashing = {
+            let (target, done, given_up) = (file()?, Arc::clone(&done), Arc::clone(&given_up));
+            counted(work, move || {
+                let hashed = hash_growing(&target, &grown, &done, &given_up);
+                if hashed.is_err() {
+                    given_up.store(true, Ordering::Relaxed);
+                }
+                hashed
+            })
+        };
+        let to_disk = async {
+            let way = publish::watched(work, copying, &done, &given_up).await?;
+            if way.is_ok() {
+                draft.sync().await?;
+            }
+            Ok::<_, BuildError>(way)
+        };
+        let (way, checksum) = tokio::join!(to_disk, publish::watched(work, hashing, &done, &given_up));
+        match way? {
             Err(error) if is_of_target(&error) => Err(BuildError::from_io("write the image", error)),
-            result => Ok(result),
+            Err(error) => Ok(Err(error)),
+            Ok(way) => Ok(checksum?.map(|checksum| (way, checksum))),
         }
     }
 
@@ -200,7 +229,24 @@ fn is_of_target(error: &io::Error) -> bool {
     )
 }
 
-/// Copies the first `size_bytes` of `source` into the empty `target`, holes as holes; says in words how.
+/// Hashes a copy as far as `grown` says that it has come, until nobody says so any more. What is hashed is the copy as it lies in
+/// its own file: whatever happens to the old one meanwhile does not matter.
+fn hash_growing(
+    target: &File,
+    grown: &Receiver<u64>,
+    done: &AtomicU64,
+    given_up: &AtomicBool,
+) -> io::Result<String> {
+    let nothing = Contents::default();
+    let mut digest = ImageDigest::new(target, &nothing);
+    for end in grown {
+        digest.advance(end, done, given_up)?;
+    }
+    Ok(digest.finish())
+}
+
+/// Copies the first `size_bytes` of `source` into the empty `target`, holes as holes; says in words how. `copied` hears
+/// how far it has come.
 ///
 /// Blocks are shared where both lie on one file system that can (ioctl_ficlone(2)), else copied by the kernel
 /// (copy_file_range(2)), else through memory. Nothing of `target` is linked to `source` in a way that a later write to
@@ -209,13 +255,17 @@ fn copy(
     source: &File,
     target: &File,
     size_bytes: u64,
-    done: &AtomicU64,
+    copied: &Sender<u64>,
     given_up: &AtomicBool,
 ) -> io::Result<&'static str> {
+    // Nobody listens any more when hashing has failed, which ends this too.
+    let tell = |end| {
+        let _ = copied.send(end);
+    };
     if rustix::fs::ioctl_ficlone(target, source).is_ok() {
         // It may have grown since it was looked at.
         target.set_len(size_bytes)?;
-        done.store(size_bytes, Ordering::Relaxed);
+        tell(size_bytes);
         return Ok("its blocks are shared");
     }
     target.set_len(size_bytes)?;
@@ -226,9 +276,10 @@ fn copy(
         while offset < data.end && !given_up.load(Ordering::Relaxed) {
             let length = (data.end - offset).min(STEP_BYTES);
             offset += copy_range(source, target, offset, length)?;
-            done.store(offset, Ordering::Relaxed);
+            tell(offset);
         }
     }
+    tell(size_bytes);
     Ok("copied")
 }
 
@@ -255,6 +306,8 @@ fn copy_range(source: &File, target: &File, offset: u64, length: u64) -> io::Res
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     #[test]
@@ -276,14 +329,24 @@ mod tests {
         source.write_all_at(b"end", size - 3).unwrap();
 
         let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
-        copy(&source, &target, size, &done, &given_up).unwrap();
-        assert_eq!(done.into_inner(), size);
+        let (copied, grown) = mpsc::channel();
+        let hash = std::thread::scope(|scope| {
+            let hashing = {
+                let (target, done, given_up) = (&target, &done, &given_up);
+                scope.spawn(move || hash_growing(target, &grown, done, given_up))
+            };
+            copy(&source, &target, size, &copied, &given_up).unwrap();
+            drop(copied);
+            hashing.join().unwrap().unwrap()
+        });
+        assert_eq!(done.load(Ordering::Relaxed), size);
         let read = |file: &File| {
             let mut bytes = vec![0; usize::try_from(size).unwrap()];
             file.read_exact_at(&mut bytes, 0).unwrap();
             bytes
         };
         assert!(read(&source) == read(&target));
+        assert_eq!(hash, hex::encode(Sha256::digest(read(&target))));
         assert_eq!(target.metadata().unwrap().len(), size);
         let allocated = |file: &File| {
             file.sync_all().unwrap();

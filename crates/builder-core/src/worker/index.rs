@@ -1,6 +1,6 @@
 //! The index job: a layer's bytes become a pack with its index behind it.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 
 use rootfs::layer::{LayerError, LayerErrorKind, LayerLimits, index_layer};
 
@@ -10,8 +10,8 @@ use super::{
     protocol::{FailureKind, IndexJob, WorkerEvent},
 };
 
-/// Bodies are written in pieces of this size.
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
+/// Smaller writes are collected up to this size. Those of bodies are not, and pass without another copy.
+const WRITE_BUFFER_BYTES: usize = 128 << 10;
 
 pub(super) fn run<W: Write>(
     job: &IndexJob,
@@ -19,7 +19,7 @@ pub(super) fn run<W: Write>(
     events: &mut Events<W>,
 ) -> Result<(), Failure> {
     let opening = |error| Failure::from_io("take over a descriptor", &error);
-    let input = take(job.input).map_err(opening)?;
+    let input = take(job.input).map_err(opening)?.take(job.input_bytes);
     let output = take(job.output).map_err(opening)?;
     let mut limits = LayerLimits::default();
     limits.max_output_bytes = limits.max_output_bytes.min(job.max_output_bytes);

@@ -10,7 +10,7 @@
 //!
 //! | job | descriptors | result |
 //! |---|---|---|
-//! | `index` | the compressed layer (a pipe), the layer file | the pack, then the index behind it, in the layer file |
+//! | `index` | the compressed layer (a pipe, or its file when all of it is there), the layer file | the pack, then the index behind it, in the layer file |
 //! | `assemble` | a layer file for each layer, the init binary, leaf hashes of the packs, the image, a list | the image without the contents of files, and the list of these |
 //!
 //! The parent copies the contents of files itself, when the worker is gone: so it can hash the image meanwhile. The backend

@@ -11,7 +11,7 @@ use crate::{
 
 /// Raised when the lines change: parent and worker are one binary, and a mismatch means that it was replaced while
 /// the parent ran.
-pub(crate) const PROTOCOL_VERSION: u32 = 3;
+pub(crate) const PROTOCOL_VERSION: u32 = 4;
 
 /// The first line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,8 +31,10 @@ pub(crate) enum Job {
 /// One layer's bytes to a pack and an index.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct IndexJob {
-    /// The layer as it came, compressed or not.
+    /// The layer as it came, compressed or not: a pipe while it arrives, the file when all of it is there.
     pub(crate) input: i32,
+    /// Bytes of the layer as it came. What a file has behind them is not the layer's.
+    pub(crate) input_bytes: u64,
     /// An empty file: the pack goes first, the index directly behind it.
     pub(crate) output: i32,
     pub(crate) max_output_bytes: u64,

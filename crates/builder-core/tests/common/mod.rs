@@ -88,8 +88,16 @@ impl Site {
         Self::with_worker("worker")
     }
 
+    /// One whose files are all below a directory of another file system.
+    pub fn new_in(parent: &Path) -> Self {
+        Self::with_worker_in("worker", tempfile::tempdir_in(parent).unwrap())
+    }
+
     pub fn with_worker(mode: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::with_worker_in(mode, tempfile::tempdir().unwrap())
+    }
+
+    fn with_worker_in(mode: &str, directory: TempDir) -> Self {
         let command = worker_command(mode);
         let workers = Arc::new(Recorded {
             launcher: ProcessLauncher::from_command(&command).unwrap(),

@@ -10,5 +10,6 @@ mod images;
 mod limits;
 mod packs;
 mod reuse;
+mod sharing;
 mod stopping;
 mod verity;

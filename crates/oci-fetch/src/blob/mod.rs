@@ -211,22 +211,43 @@ impl Blob {
         let Some(blob) = self.shared.progress.file.get().cloned() else {
             return Err(given_up());
         };
-        tokio::task::spawn_blocking(move || {
-            let length = blob.file.metadata().map(|metadata| metadata.len());
-            if blob.offset != 0 || length.is_ok_and(|length| length != blob.size_bytes) {
-                return Err(FetchError::unsupported(
-                    "layer is part of an archive and has no file of its own",
-                ));
-            }
-            // Through /proc the file is opened anew, even if it has just been renamed or removed from the cache.
-            File::open(format!("/proc/self/fd/{}", blob.file.as_raw_fd()))
-                .map_err(|error| FetchError::io("failed to open a blob of the cache", error))
-        })
-        .await
-        .map_err(|error| {
-            FetchError::with_source(FetchErrorKind::Io, "failed to open a blob of the cache", error)
-        })?
+        tokio::task::spawn_blocking(move || open_anew(&blob))
+            .await
+            .map_err(|error| {
+                FetchError::with_source(FetchErrorKind::Io, "failed to open a blob of the cache", error)
+            })?
     }
+
+    /// Opens the file that holds the blob if all of it is at hand: in the cache, or in a local file. A read-only descriptor
+    /// with a position of its own, at which the blob begins. `None` for a blob that is, or was, downloaded for this caller, and
+    /// for one inside an archive: both have a [`reader`](Self::reader).
+    ///
+    /// Whether the bytes are right may not be known yet. As with a reader, what was made from them before
+    /// [`verified`](Self::verified) must be thrown away if the proof cannot be had; and no more than
+    /// [`size_bytes`](Self::size_bytes) of the file are the blob, should somebody write to it.
+    pub async fn file_at_hand(&self) -> Option<File> {
+        if self.shared.download.is_some() {
+            return None;
+        }
+        let blob = self.shared.progress.file.get().cloned()?;
+        tokio::task::spawn_blocking(move || open_anew(&blob).ok())
+            .await
+            .ok()
+            .flatten()
+    }
+}
+
+/// The file of a blob that fills it, opened for reading. Blocking.
+fn open_anew(blob: &LocalBlob) -> Result<File, FetchError> {
+    let length = blob.file.metadata().map(|metadata| metadata.len());
+    if blob.offset != 0 || length.is_ok_and(|length| length != blob.size_bytes) {
+        return Err(FetchError::unsupported(
+            "layer is part of an archive and has no file of its own",
+        ));
+    }
+    // Through /proc the file is opened anew, even if it has just been renamed or removed from the cache.
+    File::open(format!("/proc/self/fd/{}", blob.file.as_raw_fd()))
+        .map_err(|error| FetchError::io("failed to open a blob of the cache", error))
 }
 
 impl Shared {
