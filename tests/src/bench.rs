@@ -17,6 +17,8 @@ pub struct Bench {
     pub daemon: Daemon,
     /// The image.
     pub reference: String,
+    /// The digest of its only layer.
+    pub layer: String,
     /// Where the image is.
     pub registry: Registry,
     directory: TempDir,
@@ -61,6 +63,7 @@ impl Bench {
         Ok(Self {
             daemon,
             reference,
+            layer: image.layers[0].digest.clone(),
             registry,
             directory,
         })

@@ -1,6 +1,7 @@
 //! Debian's docker-registry, the one that most private registries run.
 
 use std::{
+    ffi::OsString,
     fmt, fs,
     io::{BufRead as _, BufReader},
     path::Path,
@@ -13,10 +14,27 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use test_support::lab;
 
+/// An authority, a certificate of it for 127.0.0.1 and one for a client.
+const CERTIFICATES: &str = r"
+    set -e
+    new='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
+    $OPENSSL req -x509 $new -days 2 -subj /CN=authority -keyout ca.key -out ca.crt
+    printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE' > server.ext
+    printf 'extendedKeyUsage=clientAuth\nbasicConstraints=CA:FALSE' > client.ext
+    for name in server client; do
+        $OPENSSL req $new -subj /CN=$name -keyout $name.key -out $name.csr
+        $OPENSSL x509 -req -in $name.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile $name.ext -out $name.pem
+    done
+    mv client.pem client.cert";
+
 /// A registry on a port of loopback. Dropping it kills it and removes what it holds.
 pub struct DockerRegistry {
     child: Child,
     host: String,
+    /// Of skopeo, for the way to the registry.
+    push_arguments: Vec<OsString>,
+    /// What it shows to clients, if it speaks TLS.
+    keys: Option<TempDir>,
     _directory: TempDir,
 }
 
@@ -35,11 +53,48 @@ impl DockerRegistry {
     /// # Errors
     /// When it is not there or does not listen.
     pub fn start() -> anyhow::Result<Self> {
+        let mut registry = Self::start_with("", None)?;
+        registry.push_arguments = vec!["--dest-tls-verify=false".into()];
+        Ok(registry)
+    }
+
+    /// Starts one that speaks TLS and asks for a client certificate, and puts what clients need into
+    /// `certificates/HOST:PORT/`, as Docker and skopeo have it.
+    ///
+    /// # Errors
+    /// When it or openssl is not there, or it does not listen.
+    pub fn start_with_tls(certificates: &Path) -> anyhow::Result<Self> {
+        let openssl = lab::program("openssl", "openssl")?;
+        let keys = tempfile::Builder::new().prefix("keys-").tempdir()?;
+        let made = Command::new("sh")
+            .args(["-c", CERTIFICATES])
+            .env("OPENSSL", openssl)
+            .current_dir(keys.path())
+            .output()?;
+        if !made.status.success() {
+            bail!("openssl failed: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        let place = keys.path().display();
+        let tls = format!(
+            ", tls: {{certificate: '{place}/server.pem', key: '{place}/server.key', clientcas: ['{place}/ca.crt']}}"
+        );
+        let mut registry = Self::start_with(&tls, Some(keys))?;
+        let own = certificates.join(&registry.host);
+        fs::create_dir_all(&own)?;
+        let keys = registry.keys.as_ref().context("they were just made")?;
+        for name in ["ca.crt", "client.cert", "client.key"] {
+            fs::copy(keys.path().join(name), own.join(name))?;
+        }
+        registry.push_arguments = vec!["--dest-cert-dir".into(), own.into()];
+        Ok(registry)
+    }
+
+    fn start_with(http: &str, keys: Option<TempDir>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("registry-").tempdir()?;
         let config = directory.path().join("config.yml");
         let storage = directory.path().join("storage");
         let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'}}\n\
+            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'{http}}}\n\
              storage: {{filesystem: {{rootdirectory: '{}'}}}}\n",
             storage.display()
         );
@@ -57,7 +112,7 @@ impl DockerRegistry {
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if let Some((_, after)) = line.split_once("listening on ") {
-                    let end = after.find(['"', ' ']);
+                    let end = after.find(['"', ' ', ',']);
                     let _ = found.send(after[..end.unwrap_or(after.len())].to_owned());
                 }
             }
@@ -65,6 +120,8 @@ impl DockerRegistry {
         let mut registry = Self {
             child,
             host: String::new(),
+            push_arguments: Vec::new(),
+            keys,
             _directory: directory,
         };
         match host.recv_timeout(Duration::from_secs(30)) {
@@ -86,10 +143,10 @@ impl DockerRegistry {
                 "copy",
                 "--all",
                 "--quiet",
-                "--dest-tls-verify=false",
                 "--format",
                 format,
             ])
+            .args(&self.push_arguments)
             .arg(format!("oci:{}:1", layout.display()))
             .arg(format!("docker://{reference}"))
             .output()?;

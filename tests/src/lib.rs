@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod boxes;
 pub mod check;
 pub mod daemon;
 pub mod demo_image;

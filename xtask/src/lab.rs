@@ -27,11 +27,14 @@ const NODE_PACKAGES: [&str; 4] = [
     "@connectrpc/connect-node@2.0.4",
 ];
 
-/// The gRPC client that the end-to-end tests run, with the services that go with it.
-const PYTHON_PACKAGES: [&str; 4] = [
+/// The gRPC client that the end-to-end tests run, with the services that go with it, and a server that stands in for S3.
+const PYTHON_PACKAGES: [&str; 7] = [
+    "flask==3.1.3",
+    "flask-cors==6.0.5",
     "grpcio==1.85.1",
     "grpcio-health-checking==1.85.1",
     "grpcio-reflection==1.85.1",
+    "moto[s3]==5.2.5",
     "protobuf==7.36.2",
 ];
 

@@ -411,12 +411,12 @@ fn normalized(directory: &str) -> String {
 /// What the image's UUID and hash seed are derived from: a SHA-256 over everything that decides its content.
 ///
 /// Hashed in this order, every string and list preceded by its length (64 bit, little-endian): the text
-/// `builderd image identity 1`; the layer mode (`oci`, `docker`); the 32 bytes of each layer's diff_id, bottom first; for
+/// `builderd image identity 2`; the layer mode (`oci`, `docker`); the 32 bytes of each layer's diff_id, bottom first; for
 /// each added file its path, mode (16 bit) and the SHA-256 of its content; the profile (`rw`, `ro`), free bytes and free
 /// inodes (64 bit each); then, only when something is left out or made smaller, the text `optimization`, three texts `0`
 /// or `1` for documentation, caches and debug symbols, and the two lists of patterns, excluded and preserved, each a
 /// number (64 bit) and the patterns. The image's name, its tenant, and how its layers were compressed are no part of it: equal
-/// content gives an equal image.
+/// content gives an equal image. Number 2: a read-only image has the files and directories that its init mounts over or needs.
 pub(crate) fn identity(
     diff_ids: &[[u8; 32]],
     files: &[AddedFile],
@@ -428,7 +428,7 @@ pub(crate) fn identity(
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    text(b"builderd image identity 1");
+    text(b"builderd image identity 2");
     text(match target.layer_mode {
         LayerMode::Oci => b"oci",
         LayerMode::Docker => b"docker",

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test program")]
 
+mod firecracker;
+mod read_only;
 mod server;
 mod strategies;
 mod stripped;

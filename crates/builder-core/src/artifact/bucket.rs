@@ -46,6 +46,10 @@ use crate::request::Secret;
 /// How long removing may take before it is left to the next sweep.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long a build that was stopped waits for its upload to be withdrawn, or for the last request to come through, before
+/// it ends and leaves that to the background: to cancel is a matter of a second, whatever the bucket does.
+const WITHDRAWAL_LIMIT: Duration = Duration::from_millis(300);
+
 /// How long the start waits for the bucket's answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -60,7 +64,11 @@ const REFUSALS: [&str; 2] = ["401 Unauthorized", "403 Forbidden"];
 /// The characters of an error that are kept: services answer with pages.
 const MAX_ERROR_CHARACTERS: usize = 600;
 
-/// Artifacts in a bucket.
+/// What a bucket said of its health, and when.
+type Answer = (Instant, Result<(), ArtifactFault>);
+
+/// Artifacts in a bucket. A clone is the same one.
+#[derive(Clone)]
 pub struct BucketStore {
     objects: Arc<dyn ObjectStore>,
     uploads: Arc<dyn MultipartStore>,
@@ -71,7 +79,7 @@ pub struct BucketStore {
     /// Where the names of uploads that are under way lie.
     notes: PathBuf,
     /// The last answer about the bucket's health.
-    health: Mutex<Option<(Instant, Result<(), ArtifactFault>)>>,
+    health: Arc<Mutex<Option<Answer>>>,
 }
 
 impl fmt::Debug for BucketStore {
@@ -120,7 +128,7 @@ impl BucketStore {
             secrets: client.secrets,
             staging: LocalStore::new(staging),
             notes,
-            health: Mutex::default(),
+            health: Arc::default(),
         })
     }
 
@@ -162,8 +170,11 @@ impl BucketStore {
         staged: &StagedImage,
         stop: &CancellationToken,
     ) -> Result<Published, ArtifactError> {
+        let stopped = || ArtifactError::stopped("upload the image");
         // What a former attempt left.
-        self.end_upload(key).await?;
+        stop.run_until_cancelled(self.end_upload(key))
+            .await
+            .unwrap_or_else(|| Err(stopped()))?;
         let object = Self::object(key, ".ext4");
         let failed = |error: object_store::Error| self.failed("upload the image", &error);
         let sending = async {
@@ -189,12 +200,17 @@ impl BucketStore {
         let (sidecars_bytes, id, parts) = stop
             .run_until_cancelled(sending)
             .await
-            .unwrap_or_else(|| Err(ArtifactError::stopped("upload the image")))?;
-        // From here on it is too late to stop: a request that is on its way cannot be called back.
-        self.uploads
-            .complete_multipart(&object, &id, parts)
-            .await
-            .map_err(failed)?;
+            .unwrap_or_else(|| Err(stopped()))?;
+        // From here on it is late to stop: a request that is on its way cannot be called back. One that is not answered
+        // is given up; should it arrive all the same, what it makes goes with the build.
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(WITHDRAWAL_LIMIT).await;
+        };
+        tokio::select! {
+            completed = self.uploads.complete_multipart(&object, &id, parts) => completed.map_err(failed)?,
+            () = late => return Err(stopped()),
+        };
         let image = tokio::fs::metadata(&staged.image)
             .await
             .map_err(|error| ArtifactError::new("read the image", error))?;
@@ -263,6 +279,24 @@ impl BucketStore {
             absent_is_fine(removed).map_err(|error| self.failed("remove the image", &error))?;
         }
         Ok(())
+    }
+
+    /// Removes what was uploaded, as far as it was. Of a build that was stopped it waits for that only for a moment.
+    async fn withdraw(&self, key: &ArtifactKey, stop: &CancellationToken) {
+        let (store, own_key) = (self.clone(), key.clone());
+        let mut withdrawing = tokio::spawn(async move {
+            if let Err(error) = store.remove(&own_key).await {
+                tracing::warn!(build.id = %own_key.build, error = &error as &dyn std::error::Error, "Failed to withdraw an upload");
+            }
+        });
+        if !stop.is_cancelled() {
+            let _ = withdrawing.await;
+        } else if tokio::time::timeout(WITHDRAWAL_LIMIT, &mut withdrawing)
+            .await
+            .is_err()
+        {
+            tracing::info!(build.id = %key.build, "The bucket is slow: an upload is withdrawn while its build has ended");
+        }
     }
 
     /// Puts what the client says into an error without the keys, which services answer with.
@@ -340,11 +374,7 @@ impl ArtifactStore for BucketStore {
                         tracing::warn!(build.id = %key.build, error = &error as &dyn std::error::Error, "Failed to remove a staged image");
                     }
                 }
-                Err(_) => {
-                    if let Err(error) = self.remove(key).await {
-                        tracing::warn!(build.id = %key.build, error = &error as &dyn std::error::Error, "Failed to withdraw an upload");
-                    }
-                }
+                Err(_) => self.withdraw(key, stop).await,
             }
             published
         }

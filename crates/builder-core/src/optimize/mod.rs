@@ -5,6 +5,9 @@
 //! saved. All of this happens in the worker that writes the image: the content of files is read there and nowhere else.
 
 mod elf;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod rules;
 mod strip;
 

@@ -111,7 +111,13 @@ fn has_io_cause(error: &FetchError, kind: std::io::ErrorKind) -> bool {
 
 /// What an error of the registry client means for the tenant. Its messages hold no secret and no text of a server.
 pub(super) fn explain(error: &FetchError) -> BuildError {
-    let kind = match error.kind() {
+    let is_disk_full = has_io_cause(error, std::io::ErrorKind::StorageFull);
+    let kind = kind_of(error.kind(), is_disk_full);
+    BuildError::new(kind, error.to_string()).with_cause(error.clone())
+}
+
+fn kind_of(kind: &FetchErrorKind, is_disk_full: bool) -> BuildErrorKind {
+    match kind {
         FetchErrorKind::NotFound => BuildErrorKind::ImageNotFound,
         FetchErrorKind::Unauthorized | FetchErrorKind::Denied => BuildErrorKind::Unauthorized,
         FetchErrorKind::RateLimited { .. } => BuildErrorKind::RateLimited,
@@ -123,14 +129,38 @@ pub(super) fn explain(error: &FetchError) -> BuildError {
         FetchErrorKind::Transient => BuildErrorKind::RegistryUnreachable,
         FetchErrorKind::TimedOut => BuildErrorKind::TimedOut,
         FetchErrorKind::Protocol | FetchErrorKind::Unsupported => BuildErrorKind::UnsupportedImage,
-        FetchErrorKind::Io => {
-            if has_io_cause(error, std::io::ErrorKind::StorageFull) {
-                BuildErrorKind::DiskFull
-            } else {
-                BuildErrorKind::Internal
-            }
-        }
+        FetchErrorKind::Io if is_disk_full => BuildErrorKind::DiskFull,
         _ => BuildErrorKind::Internal,
-    };
-    BuildError::new(kind, error.to_string()).with_cause(error.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::BuildErrorKind as Build;
+
+    #[test]
+    fn each_kind_of_the_registry_client_has_one_of_ours() {
+        let image = Build::InvalidArgument {
+            field: "docker_image.image_uri",
+        };
+        for (kind, expected) in [
+            (FetchErrorKind::NotFound, Build::ImageNotFound),
+            (FetchErrorKind::Unauthorized, Build::Unauthorized),
+            (FetchErrorKind::Denied, Build::Unauthorized),
+            (FetchErrorKind::RateLimited { until: None }, Build::RateLimited),
+            (FetchErrorKind::Limit, Build::LimitExceeded),
+            (FetchErrorKind::DigestMismatch, Build::DigestMismatch),
+            (FetchErrorKind::Policy, image.clone()),
+            (FetchErrorKind::InvalidInput, image),
+            (FetchErrorKind::Transient, Build::RegistryUnreachable),
+            (FetchErrorKind::TimedOut, Build::TimedOut),
+            (FetchErrorKind::Protocol, Build::UnsupportedImage),
+            (FetchErrorKind::Unsupported, Build::UnsupportedImage),
+            (FetchErrorKind::Io, Build::Internal),
+        ] {
+            assert_eq!(kind_of(&kind, false), expected, "{kind:?}");
+        }
+        assert_eq!(kind_of(&FetchErrorKind::Io, true), Build::DiskFull);
+    }
 }

@@ -59,6 +59,9 @@ enum Ending {
     Requeued(NewLine),
 }
 
+/// How long the end of a cancelled build waits for its files to be removed.
+const REMOVAL_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Runs a build from its turn to its end.
 pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
     let Waiting { id, request, live } = waiting;
@@ -94,7 +97,14 @@ pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
                 tenant: tenant.clone(),
                 build: id,
             };
-            inner.remove_files(&key).await;
+            let service = Arc::clone(inner);
+            let mut removing = tokio::spawn(async move { service.remove_files(&key).await });
+            // A bucket that does not answer must not keep a tenant waiting who has cancelled. The task goes on without us.
+            if matches!(live.end_reason(), Some(EndReason::ByRequest)) {
+                let _ = tokio::time::timeout(REMOVAL_PATIENCE, &mut removing).await;
+            } else if let Err(error) = removing.await {
+                tracing::error!(build.id = %id, %error, "Removing the files of a build ended by a fault of its own");
+            }
             given_up(inner, id, &live, &error, had_credentials)
         }
     };

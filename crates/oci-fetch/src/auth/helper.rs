@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -47,6 +48,9 @@ pub(crate) struct Helper {
     directory: Option<PathBuf>,
     timeout: Duration,
 }
+
+/// The process group of a program that runs; dropping it kills all of it.
+struct Group(Option<Pid>);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -125,7 +129,11 @@ impl Helper {
             // What a helper says there is for its own users, and may hold what must not be logged.
             .stderr(Stdio::null())
             .kill_on_drop(true)
+            // One of its own, so that what it has started ends with it.
+            .process_group(0)
             .spawn()?;
+        // Dropped before the child is, while its number is certainly its own.
+        let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
         if let Some(mut input) = child.stdin.take() {
             // A helper that does not read its input is told by its answer.
             let _ = input.write_all(self.server.as_bytes()).await;
@@ -135,9 +143,11 @@ impl Helper {
             stdout.take(MAX_ANSWER_BYTES + 1).read_to_end(&mut output).await?;
         }
         if output.len() as u64 > MAX_ANSWER_BYTES {
-            child.start_kill()?;
+            group.kill();
         }
         let status = child.wait().await?;
+        // Reaped: the number may be another's from here on. What it left running has answered, or nobody waits for it.
+        group.0 = None;
         Ok((status.success(), output))
     }
 
@@ -150,6 +160,21 @@ impl Helper {
             FetchErrorKind::Unauthorized,
             format!("credential helper {} {what}", self.program()),
         )
+    }
+}
+
+impl Group {
+    fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            // Fails only when all of it has ended, which is what is wanted.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -245,6 +270,38 @@ pub(super) mod tests {
             error.to_string(),
             "credential helper docker-credential-missing cannot be run"
         );
+    }
+
+    #[tokio::test]
+    async fn what_a_hanging_helper_has_started_ends_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("child");
+        let script = format!("sleep 600 & echo $! > '{}'; wait", note.display());
+        let hanging = helper(directory.path(), &script);
+        // Until its child runs; then it is dropped, as it is when the time is over.
+        let asking = tokio::spawn(async move { hanging.ask().await });
+        let deadline = std::time::Instant::now() + Duration::from_secs(25);
+        let child: u32 = loop {
+            let text = std::fs::read_to_string(&note).unwrap_or_default();
+            if let Some(line) = text.strip_suffix('\n') {
+                break line.parse().unwrap();
+            }
+            assert!(std::time::Instant::now() < deadline, "the helper does not run");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        asking.abort();
+        assert!(asking.await.unwrap_err().is_cancelled());
+        // Its parent is gone, so that somebody else reaps it: a zombie has ended as well.
+        let lives = || {
+            let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with(['S', 'R', 'D']))
+        };
+        while lives() {
+            assert!(std::time::Instant::now() < deadline, "{child} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[test]
