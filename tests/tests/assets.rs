@@ -89,11 +89,8 @@ async fn a_finished_image_is_registered_under_either_name_of_the_service() {
         assert_eq!(build.asset_id, "");
         // And becomes known as soon as somebody does.
         assets.misbehave(0, Misbehaviour::Hang);
-        assert!(
-            assets
-                .assets()
-                .contains_key(&registered(&api, &build_id).await.asset_id)
-        );
+        let build = registered(&api, &build_id).await;
+        assert!(assets.assets().contains_key(&build.asset_id));
     }
 }
 

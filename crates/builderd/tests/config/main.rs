@@ -438,6 +438,26 @@ fn working_variables_take_effect() {
         );
     }
 
+    let audit = [
+        ("AUDIT_ENABLED", "true"),
+        ("AUDIT_LOG_PATH", "/a/audit.log"),
+        ("AUDIT_MAX_SIZE_MB", "7"),
+        ("AUDIT_MAX_FILES", "3"),
+    ];
+    let config = production(&audit).unwrap().audit.unwrap();
+    assert_eq!(config.path.to_str(), Some("/a/audit.log"));
+    assert_eq!((config.max_bytes, config.max_files), (7 << 20, 3));
+    assert_eq!(production(&audit[1..]).unwrap().audit, None);
+
+    // Read by `builderd usage`; the service refuses to start with one that it could not read.
+    let directory = tempfile::tempdir().unwrap();
+    let table = directory.path().join("prices.json");
+    let prices = [("PRICES_FILE", table.to_str().unwrap())];
+    for (text, is_good) in [(r#"{"currency":"EUR"}"#, true), (r#"{"price":1}"#, false)] {
+        std::fs::write(&table, text).unwrap();
+        assert_eq!(production(&prices).is_ok(), is_good, "{text}");
+    }
+
     // A variable that works and is missing is not proven to work.
     for setting in SETTINGS
         .iter()
@@ -451,6 +471,8 @@ fn working_variables_take_effect() {
             .chain(mirror_only.map(|variable| variable.0))
             .chain(s3.map(|variable| variable.0))
             .chain(gcs.map(|variable| variable.0))
+            .chain(audit.map(|variable| variable.0))
+            .chain(prices.map(|variable| variable.0))
             .chain(security::PROVEN);
         assert!(
             seen.into_iter().any(|name| name == setting.name),
