@@ -1,6 +1,6 @@
 //! The audit log (`AUDIT_ENABLED`): who did what to what, and what came of it.
 //!
-//! One [`AuditEvent`] a line, as JSON, in a file of bounded size ([`file`]). Every call that changes something is in it, and
+//! One [`AuditEvent`] a line, as JSON, in a file of bounded size. Every call that changes something is in it, and
 //! every call that is refused because of who asks (UNAUTHENTICATED, PERMISSION_DENIED) or how much (RESOURCE_EXHAUSTED);
 //! what the service removes of its own accord; and what operators change with `builderd tenant`, which the database hands
 //! over. Nobody waits for the disk: events go to a thread of their own, and what it cannot write is logged and counted, and
