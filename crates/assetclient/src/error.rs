@@ -95,6 +95,12 @@ impl AssetError {
         &self.kind
     }
 
+    /// What went wrong, for who keeps it.
+    #[must_use]
+    pub fn into_kind(self) -> AssetErrorKind {
+        self.kind
+    }
+
     /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

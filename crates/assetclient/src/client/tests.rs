@@ -49,6 +49,9 @@ enum Answer {
     Never,
 }
 
+/// The metadata of an upload, and the sizes of its chunks.
+type Uploaded = (proto::UploadAssetMetadata, Vec<usize>);
+
 /// One call as it arrived.
 #[derive(Clone, Debug)]
 struct Seen {
@@ -61,8 +64,8 @@ struct Seen {
 struct Fake {
     answer: Answer,
     seen: Arc<Mutex<Vec<Seen>>>,
-    /// The metadata of an upload that came to its end, and the sizes of its chunks.
-    uploaded: Arc<Mutex<Option<(proto::UploadAssetMetadata, Vec<usize>)>>>,
+    /// An upload that came to its end.
+    uploaded: Arc<Mutex<Option<Uploaded>>>,
 }
 
 impl Fake {

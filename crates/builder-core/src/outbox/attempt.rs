@@ -152,7 +152,11 @@ async fn look(
 ) -> Result<Found, AssetErrorKind> {
     let owner = owner(&claimed.tenant, &registration.customer_id);
     let id = &registration.asset_id;
-    let found = outbox.client.find(&owner, id).await.map_err(kind_of)?;
+    let found = outbox
+        .client
+        .find(&owner, id)
+        .await
+        .map_err(AssetError::into_kind)?;
     let Some(asset) = found else {
         return Ok(Found::Nothing);
     };
@@ -164,7 +168,11 @@ async fn look(
         AssetState::Available => Found::Ours(asset.id),
         AssetState::Failed => {
             // An upload that was cut off; it is made anew.
-            outbox.client.delete(&owner, id).await.map_err(kind_of)?;
+            outbox
+                .client
+                .delete(&owner, id)
+                .await
+                .map_err(AssetError::into_kind)?;
             Found::Nothing
         }
         _ => Found::NotReady,
@@ -193,7 +201,11 @@ async fn tell(
         suggested_id: registration.asset_id.clone(),
     });
     match outbox.client.config().delivery {
-        Delivery::Register => outbox.client.register(&asset).await.map_err(kind_of),
+        Delivery::Register => outbox
+            .client
+            .register(&asset)
+            .await
+            .map_err(AssetError::into_kind),
         Delivery::Upload => {
             let key = ArtifactKey {
                 tenant: claimed.tenant.clone(),
@@ -206,7 +218,11 @@ async fn tell(
                 .ok_or_else(|| unreadable(std::io::ErrorKind::Unsupported))?;
             let file = tokio::fs::File::open(path).await;
             let file = file.map_err(|error| unreadable(error.kind()))?;
-            outbox.client.upload(&asset, file).await.map_err(kind_of)
+            outbox
+                .client
+                .upload(&asset, file)
+                .await
+                .map_err(AssetError::into_kind)
         }
     }
 }
@@ -216,14 +232,19 @@ async fn delete(outbox: &Outbox, claimed: &Claimed, deletion: &Deletion) -> Resu
     let mut gone = 0;
     for id in &deletion.asset_ids {
         let forgotten = async {
-            match outbox.client.find(&owner, id).await.map_err(kind_of)? {
+            match outbox
+                .client
+                .find(&owner, id)
+                .await
+                .map_err(AssetError::into_kind)?
+            {
                 None => Ok(None),
                 Some(asset) if !is_of(&asset, claimed.build) => Ok(Some(())),
                 Some(_) => outbox
                     .client
                     .delete(&owner, id)
                     .await
-                    .map_err(kind_of)
+                    .map_err(AssetError::into_kind)
                     .map(|_| Some(())),
             }
         };
@@ -259,10 +280,6 @@ async fn delete(outbox: &Outbox, claimed: &Claimed, deletion: &Deletion) -> Resu
     outbox.is_up().await;
     outbox.wake.notify_one();
     Ok(())
-}
-
-fn kind_of(error: AssetError) -> AssetErrorKind {
-    error.kind().clone()
 }
 
 /// The words of the other side are for this log alone.
