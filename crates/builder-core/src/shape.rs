@@ -46,6 +46,9 @@ const DISK: &str = "/dev/vda";
 /// `COMMAND_LINE_SIZE` of the kernel for x86-64 and aarch64, with the zero at the end.
 const LONGEST_COMMAND_LINE: usize = 2048;
 
+/// The longest string that a process can be given: 32 pages (`include/uapi/linux/binfmts.h`).
+const MAX_ARG_STRLEN: usize = 32 * 4096;
+
 /// What starts when neither the image nor the request says.
 const DEFAULT_COMMAND: &str = "/bin/sh";
 
@@ -189,10 +192,41 @@ fn refuse_nul(metadata: &ImageMetadata) -> Result<(), BuildError> {
     }
 }
 
+/// What the guest's kernel would not start, whatever the guest does: better said now than on its console.
+fn refuse_unstartable(metadata: &ImageMetadata) -> Result<(), BuildError> {
+    let mut words = metadata.entrypoint.iter().chain(&metadata.command);
+    if words.next().is_some_and(String::is_empty) {
+        return Err(BuildError::new(
+            BuildErrorKind::UnsupportedImage,
+            "the command of image and request begins with an empty word, which names no program",
+        ));
+    }
+    // With the zero at the end; a variable also with its name and the sign between them.
+    let too_long = |text: &String| text.len() >= MAX_ARG_STRLEN;
+    let argument = metadata.entrypoint.iter().chain(&metadata.command).any(too_long);
+    let variable = metadata
+        .env
+        .iter()
+        .find(|(name, value)| name.len() + 1 + value.len() >= MAX_ARG_STRLEN)
+        .map(|(name, _)| format!("the variable {:?}", name.chars().take(64).collect::<String>()));
+    match argument.then(|| "an argument".to_owned()).or(variable) {
+        Some(what) => Err(BuildError::new(
+            BuildErrorKind::UnsupportedImage,
+            format!(
+                "{what} of image and request is too long to start anything with: at most {MAX_ARG_STRLEN} bytes, with its name and a zero"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Decides what is added to `image`.
 pub(crate) fn shape(image: &Image, request: &BuildRequest, init: GuestInit<'_>) -> Result<Shape, BuildError> {
     let mut metadata = metadata(&image.config, &request.target)?;
     refuse_nul(&metadata)?;
+    if request.target.init != InitStrategy::Raw {
+        refuse_unstartable(&metadata)?;
+    }
     metadata.original_image.clone_from(&request.source.image_uri);
     metadata.image_digest = image.manifest_digest.to_string();
     metadata.layers = image
@@ -303,19 +337,24 @@ fn metadata(config: &ImageConfig, target: &RootfsTarget) -> Result<ImageMetadata
     })
 }
 
-/// Entrypoint and command by Docker's rules: a new entrypoint drops the image's command, a new command replaces it.
+/// Entrypoint and command by Docker's rules: a new entrypoint drops the image's command, a new command replaces it. An
+/// entrypoint of one empty word is none, and as an override the way to have none (`docker run --entrypoint ""`).
 fn command_line(config: &ImageConfig, overrides: &RuntimeOverrides) -> (Vec<String>, Vec<String>) {
     let (entrypoint, inherited) = if overrides.entrypoint.is_empty() {
-        (&config.entrypoint, config.cmd.as_slice())
+        (config.entrypoint.as_slice(), config.cmd.as_slice())
     } else {
-        (&overrides.entrypoint, [].as_slice())
+        (overrides.entrypoint.as_slice(), [].as_slice())
+    };
+    let entrypoint = match entrypoint {
+        [word] if word.is_empty() => &[],
+        words => words,
     };
     let command = if overrides.command.is_empty() {
         inherited
     } else {
         &overrides.command
     };
-    (entrypoint.clone(), command.to_vec())
+    (entrypoint.to_vec(), command.to_vec())
 }
 
 /// The image's variables, the later of two with one name counting, then the request's. A variable without `=`, which

@@ -308,6 +308,11 @@ async fn requests_that_cannot_be_are_refused_with_the_field() {
             "config.source.docker_image.platform",
         ),
         (
+            "a platform that our init is not for",
+            |request| request.source.platform = Some("linux/s390x".to_owned()),
+            "config.source.docker_image.platform",
+        ),
+        (
             "relative directory",
             |request| request.target.runtime.working_dir = Some("srv".to_owned()),
             "config.target.microvm_rootfs.runtime_config.working_dir",

@@ -1,13 +1,15 @@
 //! The methods of `builder.v1.BuilderService`.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use builder_core::{
     build::BuildId,
+    request::BuildRequest,
     service::{Builder, ListQuery},
 };
 use futures_util::{Stream, StreamExt as _, stream};
 use tenant::TenantId;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::Span;
@@ -35,17 +37,33 @@ pub struct Service {
     builder: Builder,
     credentials_accepted: bool,
     drain: CancellationToken,
+    conversions: Arc<Semaphore>,
 }
 
 impl Service {
     /// Serves `builder`. Requests with registry credentials are refused unless `credentials_accepted`. When `drain`
     /// is cancelled, followed logs end with UNAVAILABLE.
     #[must_use]
-    pub const fn new(builder: Builder, credentials_accepted: bool, drain: CancellationToken) -> Self {
+    pub fn new(builder: Builder, credentials_accepted: bool, drain: CancellationToken) -> Self {
         Self {
             builder,
             credentials_accepted,
             drain,
+            conversions: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Reads a request. Patterns take milliseconds to compile, so that happens beside the threads that serve everybody,
+    /// and for one request at a time.
+    async fn converted(&self, message: proto::CreateBuildRequest) -> Result<BuildRequest, Status> {
+        let turn = Arc::clone(&self.conversions).acquire_owned().await;
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            BuildRequest::try_from(message)
+        });
+        match work.await {
+            Ok(converted) => converted.map_err(from_field_error),
+            Err(_) => Err(Status::internal("internal error")),
         }
     }
 
@@ -110,13 +128,13 @@ impl BuilderService for Service {
                 [("header", IDEMPOTENCY_HEADER.to_owned())],
             ));
         }
-        let request = builder_core::request::BuildRequest::try_from(message).map_err(from_field_error)?;
-        Self::tenant(
-            &metadata,
-            &extensions,
-            request.tenant.tenant_id.as_str(),
-            &FieldPath::root("config.tenant.tenant_id"),
-        )?;
+        // Who asks comes first: what is costly is done for callers who may.
+        let tenant = message.config.as_ref().and_then(|config| config.tenant.as_ref());
+        if let Some(tenant) = tenant {
+            let path = FieldPath::root("config.tenant.tenant_id");
+            Self::tenant(&metadata, &extensions, &tenant.tenant_id, &path)?;
+        }
+        let request = self.converted(message).await?;
         if request.source.credentials.is_some() && !self.credentials_accepted {
             return Err(with_info(
                 Code::FailedPrecondition,

@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fmt, fs, io,
     os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, fchown},
+        fs::{MetadataExt as _, fchown},
         process::{CommandExt as _, ExitStatusExt as _},
     },
     panic,
@@ -137,6 +137,11 @@ fn live() -> Result<ExitStatus, Failure> {
     names::set_up(&kernel, &report);
 
     let container = read_container(&kernel)?;
+    if let Some(name) = &container.unknown_stop_signal {
+        say(format_args!(
+            "the image's stop signal {name:?} is no signal: the command is stopped by SIGTERM"
+        ));
+    }
     let identity = read_identity(&container.user)?;
     let command = command(&container, &identity)?;
     let directory = &container.working_directory;
@@ -210,12 +215,7 @@ fn read_identity(user: &str) -> Result<Identity, Failure> {
 /// The command, ready to be run; its working directory is there.
 fn command(container: &Container, identity: &Identity) -> Result<Command, Failure> {
     let directory = &container.working_directory;
-    // As Docker does it: with root as its owner.
-    if let Err(error) = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)
-    {
+    if let Err(error) = files::make_directories(directory) {
         return Err(Failure(format!(
             "cannot make the working directory {}: {error}",
             directory.display()

@@ -49,6 +49,8 @@ pub struct Container {
     pub user: String,
     /// What asks the command to end.
     pub stop_signal: Signal,
+    /// A STOPSIGNAL of the image that is no signal; `SIGTERM` is sent then.
+    pub unknown_stop_signal: Option<String>,
     /// Whether the init becomes the command, which is process 1 then, instead of supervising it.
     pub is_direct: bool,
 }
@@ -91,10 +93,13 @@ impl Container {
             .clone()
             .unwrap_or_else(|| PathBuf::from(named));
 
-        let stop_signal = match text(&fields, "stop_signal")? {
-            None | Some("") => Signal::TERMINATE,
-            Some(name) => signals::parse(name)
-                .ok_or_else(|| invalid(ENVIRONMENT_FILE, format!("stop_signal {name:?} is not a signal")))?,
+        // A wrong one is no reason not to run what works until somebody stops it.
+        let named = text(&fields, "stop_signal")?.filter(|name| !name.is_empty());
+        let known = named.map(|name| signals::parse(name).ok_or_else(|| name.to_owned()));
+        let (stop_signal, unknown_stop_signal) = match known {
+            None => (Signal::TERMINATE, None),
+            Some(Ok(signal)) => (signal, None),
+            Some(Err(name)) => (Signal::TERMINATE, Some(name)),
         };
         let is_direct = match text(&fields, "init_strategy")? {
             None | Some("" | "tini") => false,
@@ -111,6 +116,7 @@ impl Container {
             working_directory: normalized(&working_directory),
             user: text(&fields, "user")?.unwrap_or_default().to_owned(),
             stop_signal,
+            unknown_stop_signal,
         })
     }
 }
@@ -328,17 +334,18 @@ mod tests {
                 Some(r#"{"user": 0}"#),
                 "/container.env: user is not a string",
             ),
-            (
-                "no signal",
-                None,
-                Some(r#"{"stop_signal": "SIGNOT"}"#),
-                "/container.env: stop_signal \"SIGNOT\"",
-            ),
         ];
         for (name, command, environment, expected) in cases {
             let error = container(command, environment, "").unwrap_err();
             assert!(error.starts_with(expected), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn a_stop_signal_that_is_none_is_told_and_replaced() {
+        let container = container(None, Some(r#"{"stop_signal": "SIGNOT"}"#), "").unwrap();
+        assert_eq!(container.stop_signal, Signal::TERMINATE);
+        assert_eq!(container.unknown_stop_signal.as_deref(), Some("SIGNOT"));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Reads of files that the image controls: bounded, and without blocking.
+//! Reads of files that the image controls: bounded, and without blocking; and directories that it lacks.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
 };
 
 /// The contents of a regular file, or `None` when there is no such file.
@@ -49,6 +49,46 @@ pub(crate) fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
+/// Symbolic links that are followed; the kernel's own bound.
+const MAX_LINKS: usize = 40;
+
+/// Makes a directory and those above it, as Docker does for a working directory: with root as their owner, and at the end
+/// of a symbolic link that leads to nothing yet.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
+    // Components that are still to be made, the next one last.
+    let mut remaining: Vec<PathBuf> = components(path);
+    let mut here = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(component) = remaining.pop() {
+        here.push(&component);
+        // A component `..` and the root exist.
+        match fs::DirBuilder::new().mode(0o755).create(&here) {
+            Ok(()) => continue,
+            Err(_) if here.is_dir() => continue,
+            Err(error) => {
+                let target = fs::read_link(&here).map_err(|_| error)?;
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(io::Error::from_raw_os_error(libc::ELOOP));
+                }
+                here.pop();
+                remaining.extend(components(&target));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next one last; an absolute path begins with the root, at which `PathBuf::push` begins anew.
+fn components(path: &Path) -> Vec<PathBuf> {
+    let parts = path
+        .components()
+        .map(|component| PathBuf::from(component.as_os_str()));
+    let mut parts: Vec<PathBuf> = parts.collect();
+    parts.reverse();
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -74,6 +114,28 @@ mod tests {
         assert!(made.unwrap().success());
         for path in [fifo.as_path(), directory.path(), Path::new("/dev/zero")] {
             assert!(read(path, 10).is_err(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_directory_is_made_at_the_end_of_links() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::os::unix::fs::symlink(path("data/real"), path("absolute")).unwrap();
+        std::os::unix::fs::symlink("other/real/../deep", path("relative")).unwrap();
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        fs::write(path("file"), b"").unwrap();
+        for (name, expected) in [
+            ("plain/a/b", "plain/a/b"),
+            ("plain/a/b", "plain/a/b"),
+            ("absolute/x", "data/real/x"),
+            ("relative/y", "other/deep/y"),
+        ] {
+            make_directories(&path(name)).unwrap();
+            assert!(path(expected).is_dir(), "{name}");
+        }
+        for name in ["loop", "loop/x", "file", "file/x"] {
+            assert!(make_directories(&path(name)).is_err(), "{name}");
         }
     }
 }

@@ -160,16 +160,28 @@ fn provide(path: &str, text: &[u8], report: &dyn Fn(&dyn fmt::Display)) {
         Ok(metadata) if !metadata.is_file() || metadata.len() > 0 => return,
         _ => {}
     }
-    match write(Path::new(path), text) {
+    match write_through(Path::new(path), text) {
         Ok(()) => report(&format_args!("wrote {path}")),
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             match write_over(Path::new(path), text) {
                 Ok(()) => report(&format_args!("wrote {path}, from {RUN_DIRECTORY}")),
-                Err(error) => report(&format_args!("no {path}: {error}")),
+                Err(error) => say(format_args!("no {path}: {error}")),
             }
         }
-        // A link to where nothing is: the image goes without.
-        Err(error) => report(&format_args!("no {path}: {error}")),
+        Err(error) => say(format_args!("no {path}: {error}")),
+    }
+}
+
+/// Writes a file, also where a symbolic link says that it is to be: images of systems that make `/etc/resolv.conf` at run
+/// time have a link to below `/run`, whose directory is not there yet.
+fn write_through(path: &Path, text: &[u8]) -> io::Result<()> {
+    match write(path, text) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let target = fs::read_link(path).map_err(|_| error)?;
+            let beside = path.parent().unwrap_or(Path::new("/"));
+            write(&beside.join(target), text)
+        }
+        result => result,
     }
 }
 
@@ -198,6 +210,20 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_to_where_nothing_is_yet_is_written_through() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        for target in ["../run/resolve/stub.conf", "plain"] {
+            let link = root.path().join("etc/resolv.conf");
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            write_through(&link, b"nameserver 10.0.2.3\n").unwrap();
+            assert_eq!(fs::read(&link).unwrap(), b"nameserver 10.0.2.3\n", "{target}");
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            fs::remove_file(&link).unwrap();
+        }
+    }
 
     #[test]
     fn the_name_is_the_first_word_that_can_be_one() {

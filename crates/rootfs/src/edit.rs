@@ -24,7 +24,7 @@ use crate::{
     DeviceNumber, InodeId, InodeKind, Metadata, Tree,
     tree::{
         Absent, Children, FileContent, Follow, Found, MAX_LINKS, MAX_NAME_BYTES, MAX_SYMLINK_BYTES,
-        ResolveError,
+        MAX_SYMLINK_HOPS, ResolveError,
     },
 };
 
@@ -91,16 +91,31 @@ impl Tree {
     /// Makes a directory and those above it where they are missing, each with a copy of `metadata`, and returns the
     /// last one. Directories that are there stay as they are.
     ///
-    /// A symbolic link counts as the directory it leads to; if that is missing, it is made.
+    /// A symbolic link counts as the directory it leads to; if that is missing, it is made, with those above it.
     ///
     /// # Errors
     /// [`EditErrorKind::NotDirectory`] when something else is in the way; otherwise as the path is wrong.
     pub fn create_directories(&mut self, path: &[u8], metadata: &Metadata) -> Result<InodeId, EditError> {
-        let mut path_so_far: Vec<&[u8]> = Vec::new();
-        for name in checked(path)? {
-            path_so_far.push(name);
-            self.create_directory(&path_so_far, metadata)
-                .map_err(|kind| at(path, kind))?;
+        let path_so_far = checked(path)?;
+        let mut links = 0;
+        // Directories that are still to be made, the next one last: a link puts those that it leads through before it.
+        let mut remaining: Vec<Vec<u8>> = prefixes(&path_so_far);
+        while let Some(next) = remaining.pop() {
+            let components = split(&next);
+            let beyond = match self.create_directory(&components, metadata) {
+                Ok(()) => continue,
+                Err(EditErrorKind::NotFound) => self.beyond_link(&components),
+                Err(kind) => return Err(at(path, kind)),
+            };
+            let Some(target) = beyond else {
+                return Err(at(path, EditErrorKind::NotFound));
+            };
+            links += 1;
+            if links > MAX_SYMLINK_HOPS {
+                return Err(at(path, EditErrorKind::SymlinkLoop));
+            }
+            remaining.push(next.clone());
+            remaining.extend(prefixes(&split(&target)));
         }
         match self.find(&path_so_far, Follow::All, Absent::Fails) {
             Ok(found) => found.id().ok_or_else(|| at(path, EditErrorKind::NotFound)),
@@ -280,6 +295,19 @@ impl Tree {
         Ok(())
     }
 
+    /// The path of what the symbolic link at a path leads to, if that is one.
+    fn beyond_link(&self, components: &[&[u8]]) -> Option<Vec<u8>> {
+        let link = self.find(components, Follow::Parents, Absent::Fails).ok()?.id()?;
+        let InodeKind::Symlink(target) = &self.inode(link).kind else {
+            return None;
+        };
+        if target.starts_with(b"/") {
+            return Some(target.to_vec());
+        }
+        let above = components.split_last().map_or(&[][..], |(_, above)| above);
+        Some([&above.join(&b'/'), &target[..]].join(&b'/'))
+    }
+
     fn put(&mut self, path: &[u8], mut metadata: Metadata, kind: InodeKind) -> Result<InodeId, EditError> {
         let (parent, name, _) = self.place(path)?;
         metadata.mode &= 0o7777;
@@ -329,6 +357,14 @@ fn at(path: &[u8], kind: EditErrorKind) -> EditError {
 fn split(path: &[u8]) -> Vec<&[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|name| !matches!(*name, b"" | b"."))
+        .collect()
+}
+
+/// `a`, `a/b` and `a/b/c` for `a/b/c`, the shortest last.
+fn prefixes(components: &[&[u8]]) -> Vec<Vec<u8>> {
+    (1..=components.len())
+        .rev()
+        .map(|n| components[..n].join(&b'/'))
         .collect()
 }
 

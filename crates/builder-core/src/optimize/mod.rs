@@ -8,6 +8,7 @@ mod elf;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod preserve;
 mod rules;
 mod strip;
 
@@ -23,8 +24,12 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "service")]
 use crate::request::{BuildRequest, Optimization};
 
-/// Patterns of one request, both lists together.
+/// Patterns of one list of a request.
 pub const MAX_PATTERNS: usize = 512;
+
+/// Bytes of all patterns of one list. Compiling patterns costs time and memory in proportion, and happens before anything
+/// is known of the one who asks.
+pub const MAX_LIST_BYTES: usize = 8 * 1024;
 
 /// Bytes of one pattern.
 pub const MAX_PATTERN_BYTES: usize = 1024;
@@ -113,7 +118,7 @@ impl Settings {
 /// Whether the patterns can be understood.
 ///
 /// # Errors
-/// The first one that cannot.
+/// The first one that cannot, or what is too much.
 pub fn check_patterns(patterns: &[String]) -> Result<(), PatternError> {
     for pattern in patterns {
         let refused = |message: &str| PatternError {
@@ -126,9 +131,17 @@ pub fn check_patterns(patterns: &[String]) -> Result<(), PatternError> {
         if pattern.trim().is_empty() || pattern.starts_with('#') {
             return Err(refused("it names nothing"));
         }
-        Excludes::new([pattern.as_str()], [])?;
     }
-    // Each may be fine and all together too much.
+    let bytes: usize = patterns.iter().map(String::len).sum();
+    if bytes > MAX_LIST_BYTES {
+        return Err(PatternError {
+            pattern: String::new(),
+            message: format!(
+                "the patterns of a list may have {MAX_LIST_BYTES} bytes together, these have {bytes}"
+            ),
+        });
+    }
+    // Once, all together: each may be fine and all together too much. The error names the one that is not.
     Excludes::new(patterns.iter().map(String::as_str), [])?;
     Ok(())
 }
@@ -161,7 +174,19 @@ pub(crate) fn optimize(
     scratch: Option<File>,
 ) -> Result<Optimized, OptimizeError> {
     let mut done = Optimized::default();
-    let preserve = || settings.preserve.iter().map(String::as_str);
+    // Before anything is gone that a path may lead through.
+    let linked = preserve::through_links(tree, &settings.preserve);
+    for path in &linked.absent {
+        done.notes
+            .push(format!("Preserved path {path:?} is not in the image"));
+    }
+    let preserve = || {
+        settings
+            .preserve
+            .iter()
+            .chain(&linked.patterns)
+            .map(String::as_str)
+    };
     let own = Excludes::new(settings.exclude.iter().map(String::as_str), preserve())?;
     if !settings.exclude.is_empty() {
         let excluded = own.apply(tree);

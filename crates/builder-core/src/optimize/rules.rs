@@ -46,9 +46,10 @@ pub(super) const CACHES: &[&str] = &[
     "/var/cache/zypp/**",
     // pacman
     "/var/cache/pacman/pkg/**",
-    // pip, go build, yarn, pnpm, poetry, uv, composer and others that keep to the XDG directories
-    "/root/.cache/**",
-    "/home/*/.cache/**",
+    // In the XDG directory by name: others keep programs (Playwright's browsers) and data (models) there that nothing
+    // fetches again while an image runs.
+    "/root/.cache/{pip,uv,pypoetry,pipenv,go-build,yarn,pnpm,node-gyp,composer,bundle,ccache,helm}/**",
+    "/home/*/.cache/{pip,uv,pypoetry,pipenv,go-build,yarn,pnpm,node-gyp,composer,bundle,ccache,helm}/**",
     // npm
     "/root/.npm/_cacache/**",
     "/root/.npm/_logs/**",
@@ -127,6 +128,7 @@ mod tests {
             "/var/cache/apk/APKINDEX.tar.gz",
             "/root/.cache/pip/http/a",
             "/home/app/.cache/go-build/00/a",
+            "/root/.cache/ms-playwright/chromium/chrome",
             "/home/app/.npm/_cacache/index",
             "/home/app/.npmrc",
             "/var/cache/nginx/proxy",
@@ -143,8 +145,9 @@ mod tests {
             ("/var/lib/apt/lists/deb.debian.org_Packages", false),
             ("/var/lib/apt/extended_states", true),
             ("/var/cache/apk/APKINDEX.tar.gz", false),
-            ("/root/.cache/pip", false),
-            ("/home/app/.cache/go-build", false),
+            ("/root/.cache/pip/http", false),
+            ("/home/app/.cache/go-build/00", false),
+            ("/root/.cache/ms-playwright/chromium/chrome", true),
             ("/home/app/.npm/_cacache/index", false),
             ("/home/app/.npmrc", true),
             ("/var/cache/nginx/proxy", true),

@@ -187,4 +187,9 @@ fn patterns_are_checked_before_they_are_used() {
     for wrong in ["", "  ", "# comment", "[z-a]", "a\nb", &"x".repeat(1025)] {
         assert!(check(wrong).is_err(), "{wrong:?}");
     }
+    // The costliest that there are: a list of them has to be small, however few they are.
+    let costly = |n: usize| -> Vec<String> { (0..n).map(|i| format!("{}{i}", "?".repeat(200))).collect() };
+    check_patterns(&costly(40)).unwrap();
+    let error = check_patterns(&costly(41)).unwrap_err();
+    assert!(error.message.contains("8192 bytes together"), "{error}");
 }

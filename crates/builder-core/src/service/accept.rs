@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
-    let checked = validate::request(&request)?;
+    let checked = validate::request(&request, &inner.config.guest_architecture)?;
     if inner.unstored.load(Ordering::Relaxed) > 0 {
         return Err(ServiceError::DatabaseUnavailable);
     }

@@ -8,7 +8,7 @@ use tenant::{AllowedHosts, Cut, InvalidHostPattern, Limits, RequestedLimits};
 use crate::{
     error::ServiceError,
     event::{Component, Level},
-    request::BuildRequest,
+    request::{BuildRequest, InitStrategy},
     store::NewLine,
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Checked {
 }
 
 /// Checks a request as far as that is possible without the network and the tenant's record.
-pub(super) fn request(request: &BuildRequest) -> Result<Checked, ServiceError> {
+pub(super) fn request(request: &BuildRequest, guest_architecture: &str) -> Result<Checked, ServiceError> {
     // As a registry reference, never as a path: a request from the network reads no files of this machine.
     let reference: Reference = request
         .source
@@ -33,9 +33,18 @@ pub(super) fn request(request: &BuildRequest) -> Result<Checked, ServiceError> {
         .parse()
         .map_err(|error: oci_fetch::FetchError| invalid(IMAGE_FIELD, error.to_string()))?;
     if let Some(platform) = &request.source.platform {
-        platform
-            .parse::<oci_fetch::Platform>()
-            .map_err(|error| invalid(PLATFORM_FIELD, error.to_string()))?;
+        let platform: oci_fetch::Platform = platform
+            .parse()
+            .map_err(|error: oci_fetch::FetchError| invalid(PLATFORM_FIELD, error.to_string()))?;
+        if matches!(request.target.init, InitStrategy::Tini | InitStrategy::Direct)
+            && platform.architecture != guest_architecture
+        {
+            let message = format!(
+                "{platform} is another architecture than {guest_architecture}, for which the init is that goes into \
+                 the image: choose a platform of that one, or the init strategy CUSTOM"
+            );
+            return Err(invalid(PLATFORM_FIELD, message));
+        }
     }
     if let Some(directory) = &request.target.runtime.working_dir
         && !directory.starts_with('/')

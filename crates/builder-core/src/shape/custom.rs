@@ -100,7 +100,8 @@ pub(super) fn not_found(candidates: &[Candidate]) -> BuildError {
     refused(
         "init_strategy",
         format!(
-            "the image has no init of its own, not at {}: name one in runtime_config.entrypoint, or choose TINI",
+            "the image has no init of its own, not at {}: name one in runtime_config.entrypoint, or choose TINI for an image of \
+             this machine's architecture",
             paths.join(", ")
         ),
     )
@@ -119,7 +120,7 @@ pub(super) fn command_line_of(
             "the kernel cannot hand {what} to the image's own init: its command line is short and knows no quotes"
         )
     };
-    let path = quoted(&init.path).filter(|_| !init.path.contains(' '));
+    let path = quoted(&init.path).filter(|word| *word == init.path);
     let path = path.ok_or_else(|| refused("init_strategy", cannot("the init's path")))?;
     let mut line = format!("{base} init={path}");
     let mut arguments = String::new();
@@ -187,11 +188,15 @@ fn quoted(text: &str) -> Option<String> {
     if text.chars().any(|c| c == '"' || c.is_control()) || text == "--" {
         return None;
     }
-    Some(if text.contains(char::is_whitespace) {
-        format!("\"{text}\"")
-    } else {
-        text.to_owned()
-    })
+    // The kernel's `isspace` goes by bytes and by Latin-1 (`lib/ctype.c`): 0xA0 ends a word, also within a letter of UTF-8.
+    let ends_a_word = |byte: u8| byte == b' ' || byte == 0xa0;
+    Some(
+        if text.bytes().any(ends_a_word) || text.contains(char::is_whitespace) {
+            format!("\"{text}\"")
+        } else {
+            text.to_owned()
+        },
+    )
 }
 
 fn refused(field: &'static str, message: impl std::fmt::Display) -> BuildError {
@@ -237,6 +242,26 @@ mod tests {
         let found = candidates(&config, &asked);
         assert_eq!(paths(&found), ["/opt/boot", "/bin/boot"], "and nothing else");
         assert_eq!(found[0].arguments, words(&["--now"]));
+    }
+
+    #[test]
+    fn a_byte_that_the_kernel_takes_for_a_space_ends_no_word() {
+        // U+00E0 is C3 A0: unquoted, `W=à` would end there and the rest be a parameter of the kernel's own.
+        let init = Candidate {
+            path: "/sbin/init".into(),
+            arguments: words(&["voilà"]),
+        };
+        let env = BTreeMap::from([("W".to_owned(), "àpanic=77".to_owned())]);
+        let none = RuntimeOverrides::default();
+        let (line, left_out) = command_line_of("", &init, &env, &none).unwrap();
+        assert_eq!(line, " init=/sbin/init W=\"àpanic=77\" -- \"voilà\"");
+        assert!(left_out.is_empty());
+
+        let init = Candidate {
+            path: "/sbin/à".into(),
+            arguments: Vec::new(),
+        };
+        assert!(command_line_of("", &init, &env, &none).is_err());
     }
 
     #[test]

@@ -37,6 +37,8 @@ fn command_lines_follow_dockers_rules() {
         ("new command", &[], &["check"], &["/entry", "check"]),
         ("new entrypoint drops the command", &["/other"], &[], &["/other"]),
         ("both", &["/other"], &["x"], &["/other", "x"]),
+        ("no entrypoint, by an empty word", &[""], &["x", "y"], &["x", "y"]),
+        ("an empty word drops the command, too", &[""], &[], &[]),
     ] {
         let overrides = RuntimeOverrides {
             entrypoint: words(entrypoint),
@@ -46,6 +48,47 @@ fn command_lines_follow_dockers_rules() {
         let (entrypoint, command) = command_line(&config(), &overrides);
         assert_eq!([entrypoint, command].concat(), words(expected), "{name}");
     }
+}
+
+#[test]
+fn an_empty_entrypoint_of_the_image_is_none() {
+    let mut config = config();
+    config.entrypoint = words(&[""]);
+    let (entrypoint, command) = command_line(&config, &RuntimeOverrides::default());
+    assert!(entrypoint.is_empty());
+    assert_eq!(command, words(&["serve", "--all"]));
+}
+
+#[test]
+fn what_no_kernel_starts_is_refused_before_anything_is_made() {
+    // 131,072 bytes with the name, the sign and the zero.
+    let longest = MAX_ARG_STRLEN - "LONG=".len() - 1;
+    for (name, command, variable, expected) in [
+        ("as long as it gets", "/bin/sh", longest, None),
+        (
+            "a variable that is longer",
+            "/bin/sh",
+            longest + 1,
+            Some("the variable \"LONG\""),
+        ),
+        ("no program", "", 1, Some("begins with an empty word")),
+    ] {
+        let metadata = ImageMetadata {
+            command: vec![command.to_owned(), "x".to_owned()],
+            env: BTreeMap::from([("LONG".to_owned(), "x".repeat(variable))]),
+            ..ImageMetadata::default()
+        };
+        match (refuse_unstartable(&metadata), expected) {
+            (Ok(()), None) => {}
+            (Err(error), Some(text)) => assert!(error.to_string().contains(text), "{name}: {error}"),
+            (result, _) => panic!("{name}: {result:?}"),
+        }
+    }
+    let metadata = ImageMetadata {
+        command: vec!["/bin/sh".to_owned(), "x".repeat(MAX_ARG_STRLEN)],
+        ..ImageMetadata::default()
+    };
+    assert!(refuse_unstartable(&metadata).is_err());
 }
 
 #[test]

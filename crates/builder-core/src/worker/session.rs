@@ -358,7 +358,9 @@ fn judge(name: &str, status: ExitStatus, stderr: &str) -> Result<(), BuildError>
         ),
         Some(libc_signal::KILL) => error(
             BuildErrorKind::Internal,
-            format!("internal error: {name} was killed (signal 9), most likely because memory ran out"),
+            format!(
+                "internal error: {name} was killed (signal 9) from outside of the build, as the kernel does when the machine has no memory left"
+            ),
         ),
         Some(signal) => error(
             BuildErrorKind::Internal,

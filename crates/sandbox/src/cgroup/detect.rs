@@ -24,6 +24,8 @@ pub enum Version {
 pub(crate) struct Hierarchy {
     /// The directory of the group that this process is in.
     pub(crate) directory: PathBuf,
+    /// The topmost group that is seen here.
+    pub(crate) top: PathBuf,
     pub(crate) unified: bool,
     pub(crate) controllers: Vec<Controller>,
 }
@@ -104,7 +106,8 @@ pub(crate) fn detect(mountinfo: &str, own_groups: &str, read: impl Fn(&Path) -> 
                         .iter()
                         .all(|name| mount.options.iter().any(|option| option == name)))
         });
-        let Some(directory) = found.and_then(|mount| directory(mount, path)) else {
+        let Some((top, directory)) = found.and_then(|mount| Some((&mount.point, directory(mount, path)?)))
+        else {
             continue;
         };
         let controllers: Vec<Controller> = if unified {
@@ -122,6 +125,7 @@ pub(crate) fn detect(mountinfo: &str, own_groups: &str, read: impl Fn(&Path) -> 
         if unified || !controllers.is_empty() {
             hierarchies.push(Hierarchy {
                 directory,
+                top: top.clone(),
                 unified,
                 controllers,
             });

@@ -132,7 +132,7 @@ impl Groups {
             }
         }
         for hierarchy in &host.hierarchies {
-            sweep::sweep(&hierarchy.directory, name)?;
+            sweep::sweep(&hierarchy.top, name);
             make_room(hierarchy, name)?;
         }
         let own_name = format!("{name}-{}", sweep::identity());

@@ -16,13 +16,17 @@ use super::{GroupError, group::remove_directory};
 /// How long what is swept may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Groups below one another: no launching process makes more than three.
-const MAX_DEPTH: usize = 8;
+/// Groups below one another that are looked at: service managers and orchestrators nest some five, a launching process
+/// makes three.
+const MAX_DEPTH: usize = 16;
 
 /// A name that no other ever has: the pid namespace, number and time of start of this process, and a running number.
 pub(super) fn identity() -> String {
+    identity_of(std::process::id())
+}
+
+pub(super) fn identity_of(process: u32) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let process = std::process::id();
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!(
         "{}-{process}-{}-{number}",
@@ -36,39 +40,49 @@ fn namespace() -> u64 {
 }
 
 /// In clock ticks since boot. Field 22 of `proc_pid_stat(5)`, the twentieth after the name.
+///
+/// A zombie has none: it does nothing any more, and who is to wait for it may not do so for long.
 fn start_time(process: u32) -> Option<u64> {
     let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
     let end_of_name = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = str::from_utf8(stat.get(end_of_name + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = rest.split_ascii_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.nth(18)?.parse().ok(),
+    }
 }
 
-/// Ends and removes the groups `NAME-IDENTITY` (see [`identity`]) below `directory` whose process is gone. Those of another pid namespace
-/// are left alone: whether their process lives cannot be seen from here.
-pub(super) fn sweep(directory: &Path, name: &str) -> Result<(), GroupError> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Ok(());
+/// Ends and removes the groups `NAME-IDENTITY` (see [`identity`]) anywhere below `top` whose process is gone: the next
+/// start need not be in the group that the last one was in. Those of another pid namespace are left alone: whether their
+/// process lives cannot be seen from here.
+pub(super) fn sweep(top: &Path, name: &str) {
+    let is_left_behind = |group: &Path| {
+        let found = group.file_name().and_then(|found| found.to_str());
+        let identity = found.and_then(|found| found.strip_prefix(name)?.strip_prefix('-'));
+        identity.is_some_and(is_left_behind)
     };
-    for entry in entries.flatten() {
-        let found = entry.file_name();
-        let identity = found
-            .to_str()
-            .and_then(|found| found.strip_prefix(name)?.strip_prefix('-'));
-        if identity.is_some_and(is_left_behind) {
-            tracing::info!(group = %entry.path().display(), "Removing the control groups of a process that is gone");
+    // The deepest first, so a group is looked at before the one that it is in.
+    for group in tree(top).into_iter().filter(|group| is_left_behind(group)) {
+        tracing::info!(group = %group.display(), "Removing the control groups of a process that is gone");
+        match end(&group) {
             // What cannot be killed keeps its group with its limits. To refuse the start for it would help nobody.
-            match end(&entry.path()) {
-                Err(error @ GroupError::Unkillable { .. }) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "Processes of an earlier start live on"
-                    );
-                }
-                result => result?,
+            Err(error @ GroupError::Unkillable { .. }) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "Processes of an earlier start live on"
+                );
             }
+            // As in a part of the hierarchy that this process may not write to.
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "Control groups of an earlier start stay"
+                );
+            }
+            Ok(()) => {}
         }
     }
-    Ok(())
 }
 
 /// Whether an identity is that of a process of this pid namespace that is gone.

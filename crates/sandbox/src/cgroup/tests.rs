@@ -156,6 +156,7 @@ fn limits_are_written_as_each_version_wants_them() {
     ];
     let unified = Hierarchy {
         directory: directory.path().join("unified"),
+        top: directory.path().to_owned(),
         unified: true,
         controllers: all.to_vec(),
     };
@@ -177,6 +178,7 @@ fn limits_are_written_as_each_version_wants_them() {
         .into_iter()
         .map(|controller| Hierarchy {
             directory: directory.path().join(controller.name()),
+            top: directory.path().to_owned(),
             unified: false,
             controllers: vec![controller],
         })
@@ -214,6 +216,7 @@ fn usage_is_read_from_either_version() {
     let make = |name: &str, unified, controllers: &[Controller]| {
         let hierarchy = Hierarchy {
             directory: directory.path().join(name),
+            top: directory.path().to_owned(),
             unified,
             controllers: controllers.to_vec(),
         };
@@ -283,4 +286,60 @@ fn only_groups_of_dead_processes_of_this_namespace_are_swept() {
     for (name, identity, expected) in cases {
         assert_eq!(sweep::is_left_behind(&identity), expected, "{name}");
     }
+}
+
+/// A supervisor may start the next daemon in another group, and before it has waited for the last one.
+#[test]
+fn privileged_groups_of_an_earlier_start_are_found_wherever_it_was() {
+    let read = |path: &str| fs::read_to_string(path).unwrap();
+    let host = detect(
+        &read("/proc/self/mountinfo"),
+        &read("/proc/self/cgroup"),
+        |path| fs::read_to_string(path).ok(),
+    );
+    let name = format!("sandbox-sweep-{}", std::process::id());
+    let outer: Vec<_> = host
+        .hierarchies
+        .iter()
+        .map(|hierarchy| hierarchy.top.join(format!("{name}.scope")))
+        .collect();
+    if outer.is_empty() || outer.iter().any(|group| fs::create_dir(group).is_err()) {
+        for group in &outer {
+            let _ = fs::remove_dir(group);
+        }
+        return test_support::lab::skip("no control groups that can be made here");
+    }
+    let mut zombie = std::process::Command::new("true").spawn().unwrap();
+    let identity = {
+        let identity = sweep::identity_of(zombie.id());
+        // Ended, and not waited for: WNOWAIT leaves it as it is.
+        rustix::process::waitid(
+            rustix::process::WaitId::Pid(rustix::process::Pid::from_raw(zombie.id().cast_signed()).unwrap()),
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
+        )
+        .unwrap();
+        identity
+    };
+    for group in &outer {
+        fs::create_dir_all(group.join(format!("{name}-{identity}")).join("box")).unwrap();
+        fs::create_dir(group.join(format!("{name}-{}", sweep::identity()))).unwrap();
+    }
+    for hierarchy in &host.hierarchies {
+        sweep::sweep(&hierarchy.top, &name);
+    }
+    let left: Vec<_> = outer
+        .iter()
+        .flat_map(|group| fs::read_dir(group).unwrap().flatten())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.path())
+        .collect();
+    zombie.wait().unwrap();
+    for group in left.iter().chain(&outer) {
+        fs::remove_dir(group).unwrap();
+    }
+    assert_eq!(
+        left.len(),
+        outer.len(),
+        "that of a living process stays: {left:?}"
+    );
 }
