@@ -432,7 +432,7 @@ async fn usage_is_exported_with_stable_ids_and_priced() {
         "2026-02-02 00:00:00",
         0,
         0,
-        2 * 86_400 << 30,
+        (2 * 86_400) << 30,
     );
     let prices = site.state.path().join("prices.json");
     let table = r#"{"currency":"EUR","default":{"build":"0.5","cpu_minute":"0.2","gib_pulled":"0.01","gib_day_stored":"0.001"}}"#;
