@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use super::output::printable;
 use crate::{
+    commands::chain,
     exit::{Exit, Failure},
     status::{BadRequest, ErrorInfo, RpcStatus},
 };
@@ -49,6 +50,17 @@ const fn exit(code: Code) -> Exit {
 
 /// A status as a failure: the code, what was said, the field, and what else the service told about it.
 pub(super) fn from_status(status: &Status) -> Failure {
+    // A status of this kind with a cause was made on this side: nothing came back. A client whose certificate is refused
+    // learns it here, since in TLS 1.3 its own part of the handshake has succeeded.
+    if status.code() == Code::Unknown
+        && let Some(cause) = std::error::Error::source(status)
+    {
+        let message = format!(
+            "the connection to the service broke: {}",
+            printable(&chain(cause))
+        );
+        return Failure::new(Exit::Unavailable, message);
+    }
     let mut lines = vec![format!(
         "{}: {}",
         code_name(status.code()),

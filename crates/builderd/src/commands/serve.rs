@@ -188,6 +188,7 @@ fn announce(config: &Config, address: SocketAddr) {
         images = %config.output_directory.display(),
         workspace = %config.workspace_directory.display(),
         backend = ?config.backend,
+        tls = config.tls.mode(),
         development = config.development,
         "Serving"
     );

@@ -510,14 +510,18 @@ pub const SETTINGS: &[Setting] = &[
         "SERVER_ADDRESS",
         "https://localhost:8082",
         Form::Text,
-        "Read by the remote client only",
+        "Where the service is, as https://host:port or http://host:port",
     )
     .client(),
-    works("SERVER_SPIFFE_ID", "", Form::Text, "Read by the remote client only").client(),
-    works("TENANT_ID", "", Form::Text, "Read by the remote client only").client(),
-    works("USER_ID", "", Form::Text, "Read by the remote client only").client(),
-    works("TOKEN", "", Form::Text, "Read by the remote client only")
-        .client()
-        .secret(),
-    works("TOKEN_FILE", "", Form::Path, "Read by the remote client only").client(),
+    works(
+        "SERVER_SPIFFE_ID",
+        "",
+        Form::Text,
+        "Its SPIFFE ID for TLS_MODE=spiffe; without, any of the trust domain that is no tenant's",
+    )
+    .client(),
+    works("TENANT_ID", "", Form::Text, "Whose builds").client(),
+    works("USER_ID", "", Form::Text, "Who asks, for the service's log").client(),
+    works("TOKEN", "", Form::Text, "Token for AUTH_MODE=bearer").client().secret(),
+    works("TOKEN_FILE", "", Form::Path, "File with it").client(),
 ];

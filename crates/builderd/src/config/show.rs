@@ -40,8 +40,7 @@ pub fn effective_settings(values: &Values) -> Vec<EffectiveSetting> {
         .collect()
 }
 
-/// As lines `VARIABLE=VALUE  # source`, which a shell and systemd's `EnvironmentFile=` can read as far as no secret is
-/// set.
+/// As lines `VARIABLE=VALUE  # source`, which a shell reads as they are meant, secrets apart.
 #[must_use]
 pub fn settings_text(settings: &[EffectiveSetting]) -> String {
     let lines: Vec<_> = settings

@@ -75,6 +75,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// After a failed accept (out of descriptors, mostly) it is tried again after this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// No connection over TLS lives longer, however long the certificates are valid.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// By so many bytes a client has shown which version of HTTP it speaks: the length of HTTP/2's preface.
 const PREFACE_BYTES: usize = 24;
 
@@ -170,39 +173,52 @@ struct Connection {
 }
 
 impl Connection {
-    /// Shakes hands where there is TLS, then answers requests until the client or `graceful` ends it. A handshake that
-    /// is under way when the service stops is dropped: nothing was asked yet.
+    /// Shakes hands where there is TLS, then answers requests until the client ends it, `stop` is cancelled, or the
+    /// client's certificate expires. A handshake that is under way when the service stops is dropped: nothing was asked
+    /// yet.
     async fn serve(
         self,
         tls: Option<ServerTls>,
         stop: CancellationToken,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        // The service waits for its watchers to be gone.
+        let _watcher = self.watcher;
         let (address, header_read) = (self.address, self.header_read);
         let Some(tls) = tls else {
-            let stream = PrefaceInTime::new(self.stream, header_read);
             let peer = Peer {
                 address,
                 certificate: None,
             };
-            return answer(&self.builder, self.router, stream, peer, self.watcher).await;
+            let stream = PrefaceInTime::new(self.stream, header_read);
+            return answer(&self.builder, self.router, stream, peer, stop.cancelled()).await;
         };
         let (stream, certificate) = tokio::select! {
             shaken = tls.accept(self.stream) => shaken?,
             () = stop.cancelled() => return Ok(()),
         };
+        let remaining = certificate
+            .as_ref()
+            .and_then(|certificate| certificate.remaining());
+        let end = async {
+            tokio::select! {
+                () = tokio::time::sleep(remaining.unwrap_or(FOREVER).min(FOREVER)) => {}
+                () = stop.cancelled() => {}
+            }
+        };
         let peer = Peer { address, certificate };
         let stream = PrefaceInTime::new(stream, header_read);
-        answer(&self.builder, self.router, stream, peer, self.watcher).await
+        answer(&self.builder, self.router, stream, peer, end).await
     }
 }
 
-/// Answers the requests of one connection.
+/// Answers the requests of one connection. After `end` it takes no more, and is over when those are answered that it
+/// has; the client opens another one for what comes next.
 async fn answer<S>(
     builder: &auto::Builder<TokioExecutor>,
     router: Router,
     stream: PrefaceInTime<S>,
     peer: Peer,
-    watcher: Watcher,
+    end: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -212,7 +228,13 @@ where
         router.clone().call(request)
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    watcher.watch(connection.into_owned()).await
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = end => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// How many connections each peer has.
@@ -335,6 +357,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PrefaceInTime<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn at_its_end_a_connection_answers_what_it_was_asked_and_nothing_more() {
+        let hour = Duration::from_secs(3600);
+        let slow = axum::routing::get(move || async move {
+            tokio::time::sleep(2 * hour).await;
+            "answered"
+        });
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let peer = Peer {
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            certificate: None,
+        };
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let router = Router::new().route("/slow", slow);
+        let stream = PrefaceInTime::new(near, hour);
+        let served = answer(&builder, router, stream, peer, tokio::time::sleep(hour));
+        let asked = async {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake::<_, axum::body::Body>(TokioIo::new(far)).await?;
+            let connection = tokio::spawn(connection);
+            let request = || {
+                Request::get("/slow")
+                    .header("host", "x")
+                    .body(axum::body::Body::empty())
+            };
+            let answer = sender.send_request(request().expect("a request")).await?;
+            assert_eq!(answer.status(), 200, "asked before the end, answered after it");
+            drop(http_body_util::BodyExt::collect(answer.into_body()).await?);
+            assert!(sender.send_request(request().expect("a request")).await.is_err());
+            drop(connection.await);
+            Ok::<_, hyper::Error>(())
+        };
+        let (served, asked) = tokio::join!(served, asked);
+        asked.unwrap();
+        served.unwrap();
+    }
 
     #[test]
     fn a_peer_has_so_many_places_and_gives_them_back() {

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use ::spiffe::SpiffeId;
@@ -223,7 +223,7 @@ pub(super) fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, 
     let of_key = |problem: &str| FileError::new(FileRole::Key, key, problem);
     let chain = read_certificates(FileRole::Certificate, certificate)?;
     if let Some(not_after) = chain.first().and_then(peer::not_after)
-        && not_after < now()
+        && not_after < peer::now()
     {
         return Err(of_certificate("the certificate has expired"));
     }
@@ -286,11 +286,6 @@ fn read(role: FileRole, path: &Path) -> Result<Vec<u8>, FileError> {
         return Err(FileError::new(role, path, "expected a file of at most 1 MiB"));
     }
     Ok(bytes)
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl FileError {

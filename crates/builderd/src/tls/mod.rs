@@ -20,12 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     client::{ClientTls, ServerId, TlsConnector},
-    files::{FileError, FileRole, TlsFiles},
+    files::{FileError, FileRole, TlsFiles, WatchedFiles},
     peer::PeerCertificate,
     server::ServerTls,
-    spiffe::SpiffeError,
+    spiffe::{Agent, SpiffeError},
 };
-use self::{files::WatchedFiles, spiffe::Agent};
 
 /// The versions of TLS that are spoken; the highest that both sides know is taken.
 const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
@@ -39,6 +38,18 @@ pub enum TlsSettings {
     Files(TlsFiles),
     /// The SPIFFE Workload API at this socket.
     Spiffe(PathBuf),
+}
+
+impl TlsSettings {
+    /// The mode, as `TLS_MODE` spells it.
+    #[must_use]
+    pub const fn mode(&self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Files(_) => "file",
+            Self::Spiffe(_) => "spiffe",
+        }
+    }
 }
 
 /// Why there are no certificates to work with.
@@ -79,7 +90,7 @@ impl Tls {
         Ok(match settings {
             TlsSettings::Disabled => Self::Disabled,
             TlsSettings::Files(files) => Self::Files(Arc::new(WatchedFiles::load(files.clone())?)),
-            TlsSettings::Spiffe(socket) => Self::Spiffe(Agent::connect(socket).await?),
+            TlsSettings::Spiffe(socket) => Self::Spiffe(Agent::connect(socket, spiffe::PATIENCE).await?),
         })
     }
 

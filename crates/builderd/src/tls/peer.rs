@@ -1,5 +1,7 @@
 //! Who showed a certificate.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use ::spiffe::SpiffeId;
 use rustls::pki_types::CertificateDer;
 use x509_parser::{
@@ -13,13 +15,22 @@ use x509_parser::{
 pub struct PeerCertificate {
     /// Its SPIFFE ID; `None` when it has none, or more than one name of that kind.
     pub spiffe_id: Option<SpiffeId>,
+    not_after: Option<i64>,
 }
 
 impl PeerCertificate {
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         Self {
             spiffe_id: spiffe_id(certificate),
+            not_after: not_after(certificate),
         }
+    }
+
+    /// How long it is still valid, zero when it has expired; `None` when it does not say so.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let seconds = self.not_after?.saturating_sub(now()).max(0);
+        Some(Duration::from_secs(seconds.unsigned_abs()))
     }
 }
 
@@ -48,4 +59,10 @@ pub(super) fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<SpiffeId> {
 pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     Some(certificate.validity().not_after.timestamp())
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

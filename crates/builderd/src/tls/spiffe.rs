@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{ClientTls, ServerId, ServerTls, client, provider, server};
 
 /// How long the agent may take to give an identity: a new registration takes seconds to reach it.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two attempts to get the first identity.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -43,12 +43,14 @@ pub enum SpiffeError {
     },
     /// The agent answers, and gives no identity.
     #[error(
-        "the agent at {socket} has given no identity within {}s; is there a registration entry for this program's user?",
-        PATIENCE.as_secs()
+        "the agent at {socket} has given no identity within {patience:?}; is there a registration entry for this \
+         program's user?"
     )]
     NoIdentity {
         /// The socket.
         socket: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
         /// What the agent said last.
         #[source]
         source: Option<WorkloadApiError>,
@@ -76,7 +78,8 @@ pub struct Agent {
 
 impl Agent {
     /// Asks the agent at a socket, `unix:` before the path or not.
-    pub(super) async fn connect(socket: &Path) -> Result<Self, SpiffeError> {
+    /// `patience` is how long it may take to give an identity.
+    pub(super) async fn connect(socket: &Path, patience: Duration) -> Result<Self, SpiffeError> {
         let socket = plain(socket);
         // Said at once and in the system's words; everything behind it retries.
         drop(
@@ -85,8 +88,8 @@ impl Agent {
                 source,
             })?,
         );
-        let deadline = Instant::now() + PATIENCE;
-        first_identity(&socket, deadline).await?;
+        let deadline = Instant::now() + patience;
+        first_identity(&socket, deadline, patience).await?;
 
         // The library takes the process's default provider.
         drop((*provider()).clone().install_default());
@@ -101,7 +104,7 @@ impl Agent {
                 Box::pin(async move { WorkloadApiClient::connect(endpoint).await })
             }))
             .reconnect_backoff(RECONNECT.0, RECONNECT.1)
-            .initial_sync_timeout(PATIENCE)
+            .initial_sync_timeout(patience.max(PATIENCE))
             .build()
             .await
             .map_err(unusable)?;
@@ -133,7 +136,7 @@ impl Agent {
 }
 
 /// Waits for the agent to give an identity, for the sake of what it says when it does not.
-async fn first_identity(socket: &Path, deadline: Instant) -> Result<(), SpiffeError> {
+async fn first_identity(socket: &Path, deadline: Instant, patience: Duration) -> Result<(), SpiffeError> {
     let mut last = None;
     while Instant::now() < deadline {
         let asked = timeout_at(deadline, async {
@@ -149,6 +152,7 @@ async fn first_identity(socket: &Path, deadline: Instant) -> Result<(), SpiffeEr
     }
     Err(SpiffeError::NoIdentity {
         socket: socket.to_owned(),
+        patience,
         source: last,
     })
 }
@@ -164,7 +168,37 @@ fn plain(socket: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use test_support::{pki::Authority, workload_api};
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_agent_without_an_identity_is_told_from_no_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let error = Agent::connect(&socket, PATIENCE).await.unwrap_err();
+        assert!(matches!(error, SpiffeError::NoAgent { .. }), "{error}");
+
+        let agent = workload_api::Agent::start(&socket).unwrap();
+        let error = Agent::connect(&socket, Duration::from_millis(300))
+            .await
+            .unwrap_err();
+        let text = crate::commands::chain(&error);
+        assert!(text.contains("registration entry"), "{text}");
+        assert!(text.contains("no identity issued"), "what the agent said: {text}");
+
+        // An entry that comes while it is waited for.
+        let (connected, ()) = tokio::join!(Agent::connect(&socket, Duration::from_secs(60)), async {
+            drop(agent.give(
+                "spiffe://test.example/a",
+                &Authority::of_trust_domain("test.example"),
+            ));
+        });
+        assert_eq!(
+            connected.unwrap().identity().to_string(),
+            "spiffe://test.example/a"
+        );
+    }
 
     #[test]
     fn a_socket_is_a_path_with_or_without_its_scheme() {
