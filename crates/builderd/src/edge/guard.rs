@@ -301,7 +301,7 @@ impl Deadline {
 }
 
 /// Reads `grpc-timeout`: 1 to 8 digits and a unit (gRPC over HTTP/2, "Timeout").
-fn parse_timeout(value: &str) -> Option<Duration> {
+pub(super) fn parse_timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -12,6 +12,7 @@
 
 mod connection;
 mod forward;
+mod framing;
 mod guard;
 mod health;
 mod json;
@@ -187,10 +188,19 @@ async fn route(
             Err(never) => match never {},
         }
     } else {
-        match connect.call(request).await {
+        let is_grpc_like =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc+"));
+        let mut response = match connect.call(framing::checked(request)).await {
             Ok(response) => response.map(Body::new),
             Err(never) => match never {},
+        };
+        if is_grpc_like {
+            // connectrpc says the status of a refusal among the trailers too, where it belongs.
+            for name in ["grpc-status", "grpc-message"] {
+                response.headers_mut().remove(name);
+            }
         }
+        response
     }
 }
 
