@@ -311,7 +311,7 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     };
     let not_a_host = |setting: &'static str, expected: &'static str, value: &str| {
         // What stands before an `@` may be a password.
-        let found = oci_fetch::redact_user_information(value);
+        let found = oci_fetch::redact_user_information(value).into_owned();
         move |_: FetchError| DaemonError::Setting {
             setting,
             source: format!("expected {expected}, got {found:?}").into(),

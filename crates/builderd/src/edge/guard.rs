@@ -128,6 +128,11 @@ impl Guard {
         }
     }
 
+    /// Whether the method with this path has a stream in either direction.
+    pub(super) fn is_streaming(&self, path: &str) -> bool {
+        self.streaming.contains(path)
+    }
+
     async fn handle(
         mut routes: Routes,
         request: Request<Body>,
