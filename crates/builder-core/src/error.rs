@@ -177,6 +177,8 @@ pub struct StartError {
 pub enum StartErrorKind {
     /// The database directory cannot be used, or the file is not ours or of a later version.
     Database,
+    /// Another process uses the database directory.
+    DatabaseInUse,
     /// The output directory cannot be made or written to.
     OutputDirectory,
     /// The workspace directory cannot be made or written to.

@@ -531,8 +531,17 @@ async fn a_start_that_cannot_work_names_what_is_wrong() {
     let service = Service::start().await;
     let second = Builder::start(serve::config(service.directory.path(), worker_command("worker"))).await;
     let error = second.unwrap_err();
-    assert_eq!(error.kind, StartErrorKind::Database);
-    assert!(error.to_string().contains("another builderd"), "{error}");
+    assert_eq!(error.kind, StartErrorKind::DatabaseInUse);
+    let message = error.to_string();
+    let directory = service.directory.path().display().to_string();
+    assert!(
+        message.starts_with("another builderd uses ") && message.contains(&directory),
+        "{message}"
+    );
+    assert!(
+        message.ends_with(": stop it or use another directory"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

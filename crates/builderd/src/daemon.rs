@@ -309,6 +309,14 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
             source: Box::new(source),
         }
     };
+    let not_a_host = |setting: &'static str, expected: &'static str, value: &str| {
+        // What stands before an `@` may be a password.
+        let found = oci_fetch::redact_user_information(value).into_owned();
+        move |_: FetchError| DaemonError::Setting {
+            setting,
+            source: format!("expected {expected}, got {found:?}").into(),
+        }
+    };
     let mut fetch = ClientConfig::new(config.workspace_directory.join("cache"))
         .with_max_image_size(config.max_image_bytes)
         .with_pull_timeout(config.pull_timeout)
@@ -323,20 +331,26 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
         .iter()
         .filter(|pattern| !pattern.starts_with('*'))
     {
-        fetch = fetch
-            .with_private_registry(registry)
-            .map_err(wrong("DOCKER_ALLOWED_REGISTRIES"))?;
+        fetch = fetch.with_private_registry(registry).map_err(not_a_host(
+            "DOCKER_ALLOWED_REGISTRIES",
+            "HOST[:PORT], *.DOMAIN or *",
+            registry,
+        ))?;
     }
     for registry in &config.insecure_registries {
-        fetch = fetch
-            .with_plain_http(registry)
-            .map_err(wrong("DOCKER_INSECURE_REGISTRIES"))?;
+        fetch = fetch.with_plain_http(registry).map_err(not_a_host(
+            "DOCKER_INSECURE_REGISTRIES",
+            "HOST[:PORT]",
+            registry,
+        ))?;
     }
     if let Some(mirror) = &config.registry_mirror {
         // The operator's word for an exact host: the client lets it be on a private network.
-        fetch = fetch
-            .with_mirror(MIRRORED_REGISTRY, mirror)
-            .map_err(wrong("DOCKER_REGISTRY_MIRROR"))?;
+        fetch = fetch.with_mirror(MIRRORED_REGISTRY, mirror).map_err(not_a_host(
+            "DOCKER_REGISTRY_MIRROR",
+            "HOST[:PORT], with https:// or http:// before it or not",
+            mirror,
+        ))?;
         if !config.mirror_fallback {
             fetch = fetch
                 .without_mirror_fallback(MIRRORED_REGISTRY)
@@ -390,7 +404,7 @@ fn start_error(error: StartError, artifacts: &ArtifactConfig) -> DaemonError {
         StartErrorKind::Bucket | StartErrorKind::BucketCredentials | StartErrorKind::BucketEndpoint => {
             bucket_setting(error.kind, artifacts)
         }
-        StartErrorKind::Database => "DATABASE_DATA_DIR",
+        StartErrorKind::Database | StartErrorKind::DatabaseInUse => "DATABASE_DATA_DIR",
         StartErrorKind::OutputDirectory => "ROOTFS_OUTPUT_DIR",
         StartErrorKind::WorkspaceDirectory => "WORKSPACE_DIR",
         StartErrorKind::ScratchDirectory => "SCRATCH_DIR",

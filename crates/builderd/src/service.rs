@@ -263,11 +263,9 @@ impl BuilderService for Service {
         let id = Self::build(&extensions, &message.build_id)?;
         let first = convert::log_start(message.from_sequence).map_err(from_field_error)?;
         // A build that does not exist is answered before the stream opens.
-        self.builder.get(&tenant, &id).await.map_err(from_service_error)?;
-
-        let lines = self
-            .builder
-            .logs(tenant, id, first, message.follow)
+        let opened = self.builder.open_log(tenant, id, first, message.follow).await;
+        let lines = opened
+            .map_err(from_service_error)?
             .map(|line| line.map(convert::log_line).map_err(from_service_error));
         if !message.follow {
             return Ok(Response::new(Box::pin(lines)));

@@ -705,6 +705,67 @@ fn a_daemon_that_cannot_write_names_the_setting() {
 }
 
 #[test]
+fn a_registry_setting_that_names_no_host_says_what_it_has_to_be() {
+    let directory = tempfile::tempdir().unwrap();
+    for (flag, variable, value, expected) in [
+        (
+            "--docker-insecure-registries",
+            "UNKEY_BUILDERD_DOCKER_INSECURE_REGISTRIES",
+            "http://x",
+            "expected HOST[:PORT], got \"http://x\"",
+        ),
+        (
+            "--docker-registry-mirror",
+            "UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR",
+            "ftp://x",
+            "expected HOST[:PORT], with https:// or http:// before it or not, got \"ftp://x\"",
+        ),
+    ] {
+        let output = run(directory.path(), &["serve", "--dev", "--port", "0", flag, value]);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{flag}: {errors}");
+        assert!(errors.contains(&format!("{variable}: {expected}")), "{errors}");
+    }
+}
+
+#[test]
+fn a_second_daemon_on_the_same_state_is_told_of_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = builderd(directory.path())
+        .args(["--dev", "--port", "0", "--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(first.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"Serving\"")));
+    let second = run(directory.path(), &["serve", "--dev", "--port", "0"]);
+    signal(&first, "TERM");
+    let errors = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(69), "{errors}");
+    assert!(
+        errors.contains("UNKEY_BUILDERD_DATABASE_DATA_DIR: another builderd uses ")
+            && errors.contains("builderd-data/data: stop it or use another directory"),
+        "{errors}"
+    );
+    lines.for_each(drop);
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_registry_without_tls_is_recognized() {
+    let directory = tempfile::tempdir().unwrap();
+    let registry = Registry::start().unwrap();
+    let reference = registry.publish("team/app", "1", &sample());
+    let output = run(directory.path(), &["build", &reference, "-o", "image.ext4"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{errors}");
+    assert!(
+        errors.contains("does not speak TLS; give --plain-http"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn a_worker_that_nobody_speaks_to_ends() {
     let directory = tempfile::tempdir().unwrap();
     let started = Instant::now();

@@ -165,6 +165,9 @@ async fn a_build_is_created_followed_shown_and_listed() {
     assert!(rootfs.to_string().contains(r#"["/bin"]"#), "{rootfs}");
     let image = build["build"]["rootfsPath"].as_str().unwrap();
     assert!(Path::new(image).is_file());
+    // Nothing was registered: there is no name for it, not an empty one.
+    assert_eq!(build["build"].get("assetId"), None);
+    assert_eq!(build["build"].get("errorMessage"), None);
 
     let log = bench.stdout(&["stream-logs", &id, "--json"]).await;
     let sequences: Vec<_> = log
@@ -206,6 +209,8 @@ async fn exit_codes_tell_scripts_what_happened() {
     let bench = Bench::start().await;
     let missing = bench.registry.reference("team/app", "missing");
     let no_build = "build-00000000000070008000000000000000";
+    let encrypted = format!("https://{}", bench.daemon.address());
+    let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/authority.pem");
     for (code, arguments, said) in [
         (1, vec!["create-build", "--follow", &missing], ""),
         (
@@ -291,6 +296,18 @@ async fn exit_codes_tell_scripts_what_happened() {
             69,
             vec!["get-build", no_build, "--server", "http://127.0.0.1:1"],
             "cannot be reached",
+        ),
+        (
+            69,
+            vec![
+                "get-build",
+                no_build,
+                "--server",
+                &encrypted,
+                "--tls-ca",
+                authority,
+            ],
+            "it does not speak TLS; a service without TLS is reached by an http:// address",
         ),
     ] {
         let output = bench.run(&arguments).await;

@@ -47,6 +47,56 @@ async fn twenty_builds_of_one_image_cause_one_download() {
     assert_eq!(client.cache_statistics().hits, 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joined_download_does_not_wait_behind_the_others_of_who_asked_first() {
+    let image = TestImage::new(&[0, 1, 2, 3].map(|seed| noise(300_000, seed)));
+    let stalled: Vec<_> = image.layers[..3]
+        .iter()
+        .map(|layer| (Digest::sha256(layer).to_string(), layer.clone()))
+        .collect();
+    let server = Server::with_image(&image, move |seen| {
+        let (_, layer) = stalled.iter().find(|(digest, _)| seen.path.ends_with(digest))?;
+        Some(Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
+    })
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let config = server
+        .config(cache.path())
+        .with_connections(4, 4)
+        .with_timeouts(oci_fetch::Timeouts::default());
+    let client = Client::new(config).unwrap();
+    let source = server.source("app:1");
+    let greedy = client
+        .resolve(&source, &amd64(), &as_tenant("greedy"))
+        .await
+        .unwrap();
+    let mut held = Vec::new();
+    for index in 0..3 {
+        let blob = client.open_layer(&greedy, index).await.unwrap();
+        let mut reader = blob.reader();
+        reader.read_exact(&mut vec![0; 100_000]).await.unwrap();
+        held.push((blob, reader));
+    }
+    // Three of four are what one party may hold, so this one waits; and it is what another wants.
+    let waiting = client.open_layer(&greedy, 3).await.unwrap();
+    let modest = client
+        .resolve(&source, &amd64(), &as_tenant("modest"))
+        .await
+        .unwrap();
+    let joined = client.open_layer(&modest, 3).await.unwrap();
+    let (bytes, _) = tokio::time::timeout(LIMIT, read(&joined)).await.unwrap().unwrap();
+    assert_eq!(bytes, image.layers[3]);
+    assert_eq!(read(&waiting).await.unwrap().0, image.layers[3]);
+    let digest = Digest::sha256(&image.layers[3]).to_string();
+    let requests = server.layer_requests(&image);
+    let asked = requests
+        .iter()
+        .filter(|seen| seen.path.ends_with(&digest))
+        .count();
+    assert_eq!(asked, 1, "one download for both");
+    drop(held);
+}
+
 #[tokio::test]
 async fn readers_see_bytes_as_they_arrive_and_none_before() {
     let image = TestImage::one_layer(300_000);

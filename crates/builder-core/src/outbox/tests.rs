@@ -172,10 +172,14 @@ impl Fixture {
     }
 
     async fn log(&self, id: BuildId) -> Vec<String> {
+        let size = crate::store::PageSize {
+            lines: 100,
+            bytes: usize::MAX,
+        };
         let lines =
-            move |connection: &rusqlite::Connection| crate::store::lines_after(connection, id, 1, 100);
-        let lines = self.store.read(lines).await.unwrap();
-        lines.into_iter().map(|line| line.message).collect()
+            move |connection: &rusqlite::Connection| crate::store::lines_after(connection, id, 1, size);
+        let page = self.store.read(lines).await.unwrap();
+        page.lines.into_iter().map(|line| line.message).collect()
     }
 }
 

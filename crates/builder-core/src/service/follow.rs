@@ -5,6 +5,8 @@
 //! tells. A follower that lags behind the broadcast goes back to the database. When the build has ended, one last look into
 //! the database brings what is left.
 
+mod places;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::{Stream, stream::unfold};
@@ -12,44 +14,59 @@ use tenant::TenantId;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::places::LogStreams;
+use self::places::Place;
+pub use self::places::{MAX_LOG_STREAMS, MAX_LOG_STREAMS_PER_TENANT};
 use super::{Inner, internal};
 use crate::{
     build::BuildId,
     error::ServiceError,
     event::LogLine,
-    store::{has_ended, lines_after},
+    store::{Lane, PageSize, has_ended, lines_after},
 };
 
-/// Lines that are read from the database at once, and that a follower who does not read keeps in memory: a quarter of a
-/// mebibyte of the longest.
-const PAGE_LINES: usize = 64;
+/// What is read from the database at once, and what a follower who does not read keeps in memory.
+const PAGE: PageSize = PageSize {
+    lines: 64,
+    bytes: 16 << 10,
+};
 
-pub(super) fn stream(
+pub(super) async fn open(
     inner: Arc<Inner>,
     tenant: TenantId,
     id: BuildId,
     from_sequence: u64,
     follow: bool,
-) -> impl Stream<Item = Result<LogLine, ServiceError>> + Send + 'static {
+) -> Result<impl Stream<Item = Result<LogLine, ServiceError>> + Send + 'static, ServiceError> {
+    // Before anything is looked at: those beyond the bound cost nothing.
+    let place = inner.log_streams.take(&tenant)?;
+    // Before the first look into the database. A build that is not live has stored its last line.
+    let live = follow.then(|| inner.live.get(id)).flatten().map(|live| Live {
+        lines: live.subscribe(),
+        ended: live.ended_token(),
+    });
+    inner.find_in(Lane::Replay, &tenant, id).await?;
     let follower = Follower {
+        step: match live {
+            Some(_) => Step::Replay,
+            None => Step::LastReplay,
+        },
         inner,
-        tenant,
         id,
         follow,
         next: from_sequence.max(1),
         buffer: VecDeque::new(),
-        live: None,
-        step: Step::Open,
+        live,
+        _place: place,
     };
-    unfold(follower, |mut follower| async move {
+    Ok(unfold(follower, |mut follower| async move {
         let item = follower.next().await?;
         Some((item, follower))
-    })
+    }))
 }
 
 struct Follower {
     inner: Arc<Inner>,
-    tenant: TenantId,
     id: BuildId,
     follow: bool,
     /// The number of the next line to be given.
@@ -57,6 +74,7 @@ struct Follower {
     buffer: VecDeque<LogLine>,
     live: Option<Live>,
     step: Step,
+    _place: Place,
 }
 
 struct Live {
@@ -66,8 +84,6 @@ struct Live {
 
 #[derive(Clone, Copy)]
 enum Step {
-    /// Nothing was looked at yet.
-    Open,
     /// Lines come from the database; when they are through, from the broadcast.
     Replay,
     /// Lines come from the database; when they are through, there are no more.
@@ -88,7 +104,6 @@ impl Follower {
                 return Some(Ok(line));
             }
             let went_on = match self.step {
-                Step::Open => self.open().await,
                 Step::Replay | Step::LastReplay => self.replay().await,
                 Step::Follow => self.follow().await,
                 Step::Interrupted => Err(interrupted()),
@@ -101,45 +116,25 @@ impl Follower {
         }
     }
 
-    async fn open(&mut self) -> Result<(), ServiceError> {
-        if self.follow {
-            // Before the first look into the database. A build that is not live has stored its last line.
-            self.live = self.inner.live.get(self.id).map(|live| Live {
-                lines: live.subscribe(),
-                ended: live.ended_token(),
-            });
-        }
-        self.inner.find(&self.tenant, self.id).await?;
-        self.step = if self.live.is_some() {
-            Step::Replay
-        } else {
-            Step::LastReplay
-        };
-        Ok(())
-    }
-
     async fn replay(&mut self) -> Result<(), ServiceError> {
         let (id, next) = (self.id, self.next);
-        let (lines, has_ended) = self
-            .inner
-            .store
-            .read(move |connection| {
-                let snapshot = connection.unchecked_transaction()?;
-                let lines = lines_after(&snapshot, id, next, PAGE_LINES)?;
-                Ok((lines, has_ended(&snapshot, id)?))
-            })
-            .await
-            .map_err(internal)?;
+        let read = move |connection: &rusqlite::Connection| {
+            let snapshot = connection.unchecked_transaction()?;
+            let page = lines_after(&snapshot, id, next, PAGE)?;
+            Ok((page, has_ended(&snapshot, id)?))
+        };
+        let read = self.inner.store.read_in(Lane::Replay, read).await;
+        let (page, has_ended) = read.map_err(internal)?;
         // Deleted under the reader: the end of the stream must not look like the end of the log.
         let has_ended = has_ended.ok_or(ServiceError::NotFound)?;
-        if lines.len() < PAGE_LINES {
+        if page.is_last {
             self.step = match self.step {
                 Step::LastReplay if self.follow && !has_ended => Step::Interrupted,
                 Step::LastReplay => Step::Done,
                 _ => Step::Follow,
             };
         }
-        self.buffer = lines.into();
+        self.buffer = page.lines.into();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Inner, usable};
-use crate::store::StoreError;
+use crate::store::{Lane, StoreError};
 
 /// A check that takes longer has failed: a disk that hangs builds nothing.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -67,9 +67,9 @@ pub(super) async fn check(inner: &Inner) -> Health {
     let database = within_time(async {
         // The writer's turn: it answers only when it is not stuck, and its change reaches the disk.
         let written = inner.store.pulse();
-        let read = inner
-            .store
-            .read(|connection| Ok(connection.query_row("SELECT 1", [], |_| Ok(()))?));
+        let read = inner.store.read_in(Lane::Health, |connection| {
+            Ok(connection.query_row("SELECT 1", [], |_| Ok(()))?)
+        });
         let result: Result<((), ()), StoreError> = futures_util::future::try_join(written, read).await;
         result.map(drop).map_err(|error| error.to_string())
     });

@@ -26,6 +26,7 @@ mod queue;
 mod recover;
 mod removal;
 mod run;
+mod shown;
 mod usage;
 mod validate;
 
@@ -41,19 +42,21 @@ use std::{
 };
 
 use assetclient::AssetClient;
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt as _};
 use tenant::{TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    health::{Check, Health},
-    usage::{BuildStats, QuotaViolation, StatsWindow, TenantQuotas},
-};
 use self::{
+    follow::LogStreams,
     live::{EndReason, LiveBuilds},
     queue::{Queue, Waiting},
     removal::RemovalLocks,
+};
+pub use self::{
+    follow::{MAX_LOG_STREAMS, MAX_LOG_STREAMS_PER_TENANT},
+    health::{Check, Health},
+    usage::{BuildStats, QuotaViolation, StatsWindow, TenantQuotas},
 };
 pub use crate::store::TenantUsage;
 use crate::{
@@ -66,7 +69,7 @@ use crate::{
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
     request::{Backend, BuildRequest},
-    store::{Store, StoreError, last_lines},
+    store::{Lane, Store, StoreError, last_lines},
     worker::{Alarms, Launcher, ProcessLauncher},
 };
 
@@ -142,7 +145,7 @@ pub struct ListQuery {
     pub tenant: TenantId,
     /// In which states; empty for all.
     pub states: Vec<BuildState>,
-    /// At most so many; 0 for the default of 50, cut to 200.
+    /// At most so many; 0 for the default of 50, cut to 200. A page of long builds ends earlier, at about 1 MiB.
     pub page_size: u32,
     /// [`BuildPage::next_page_token`] of the page before; empty for the first.
     pub page_token: String,
@@ -193,6 +196,7 @@ struct Inner {
     /// When a box was tried out last, and what came of it.
     isolation_check: tokio::sync::Mutex<Option<(tokio::time::Instant, Check)>>,
     live: LiveBuilds,
+    log_streams: LogStreams,
     queue: Mutex<Queue>,
     /// A slot became free.
     slot_freed: Notify,
@@ -225,7 +229,11 @@ impl Builder {
         let directory = config.database_directory.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(&directory)).await;
         let store = opened.unwrap_or(Err(StoreError::Stopped)).map_err(|error| {
-            StartError::new(StartErrorKind::Database, error.to_string()).with_source(error)
+            let kind = match error {
+                StoreError::Locked { .. } => StartErrorKind::DatabaseInUse,
+                _ => StartErrorKind::Database,
+            };
+            StartError::new(kind, error.to_string()).with_source(error)
         })?;
         // After the database: who has its lock is alone, so that what a sweep finds is nobody's any more.
         let pipeline = prepare(&config)?;
@@ -244,6 +252,7 @@ impl Builder {
             store,
             assets,
             live: LiveBuilds::default(),
+            log_streams: LogStreams::default(),
             slot_freed: Notify::new(),
             stopped: CancellationToken::new(),
         });
@@ -354,9 +363,25 @@ impl Builder {
     /// The log of a build, from `from_sequence` on (0 and 1 both mean the first line).
     ///
     /// Lines come from the database first, then, with `follow`, as they are written: without a gap, without a repeat,
-    /// until the build ends. The first item is an error when the build does not exist or is another tenant's; a
-    /// shutdown ends the stream with `Unavailable`, and the caller may come back with the next sequence number. Lines are
-    /// read when the stream is polled: who reads slowly holds up nobody and takes no memory.
+    /// until the build ends. A shutdown ends the stream with `Unavailable`, and the caller may come back with the next
+    /// sequence number. Lines are read when the stream is polled: who reads slowly holds up nobody, and keeps a page of
+    /// at most 16 KiB in memory, or one line where that is longer.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied` for another tenant's, `ResourceExhausted` while the tenant has
+    /// [`MAX_LOG_STREAMS_PER_TENANT`] open, or all tenants [`MAX_LOG_STREAMS`]. A place is free when a stream is dropped.
+    pub async fn open_log(
+        &self,
+        tenant: TenantId,
+        id: BuildId,
+        from_sequence: u64,
+        follow: bool,
+    ) -> Result<impl Stream<Item = Result<LogLine, ServiceError>> + Send + 'static + use<>, ServiceError>
+    {
+        follow::open(Arc::clone(&self.inner), tenant, id, from_sequence, follow).await
+    }
+
+    /// [`Builder::open_log`], whose error is the first item.
     pub fn logs(
         &self,
         tenant: TenantId,
@@ -364,7 +389,8 @@ impl Builder {
         from_sequence: u64,
         follow: bool,
     ) -> impl Stream<Item = Result<LogLine, ServiceError>> + Send + 'static + use<> {
-        follow::stream(Arc::clone(&self.inner), tenant, id, from_sequence, follow)
+        let opened = follow::open(Arc::clone(&self.inner), tenant, id, from_sequence, follow);
+        futures_util::stream::once(opened).try_flatten()
     }
 
     /// The last lines of a build's log, at most `limit`, in their order.
@@ -440,7 +466,11 @@ impl Inner {
     }
 
     async fn find(&self, tenant: &TenantId, id: BuildId) -> Result<Build, ServiceError> {
-        let found = self.store.get(id).await.map_err(internal)?;
+        self.find_in(Lane::Methods, tenant, id).await
+    }
+
+    async fn find_in(&self, lane: Lane, tenant: &TenantId, id: BuildId) -> Result<Build, ServiceError> {
+        let found = self.store.get_in(lane, id).await.map_err(internal)?;
         let build = found.ok_or(ServiceError::NotFound)?.build;
         if build.request.tenant.tenant_id == *tenant {
             Ok(build)

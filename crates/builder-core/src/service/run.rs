@@ -15,6 +15,7 @@ use super::{
     Inner,
     live::{EndReason, LiveBuild},
     queue::Waiting,
+    shown::shown,
     validate,
 };
 use crate::{
@@ -371,7 +372,11 @@ async fn record(
                     live.set_progress(percent, &step);
                     change.progress = Some((percent, step));
                 }
-                Event::Metadata(metadata) => change.image_metadata = Some(*metadata),
+                Event::Metadata(metadata) => {
+                    let (metadata, left_out) = shown(*metadata);
+                    change.image_metadata = Some(metadata);
+                    change.lines.extend(left_out);
+                }
                 Event::Spent(metrics) => change.metrics = Some(*metrics),
             }
         }
@@ -478,7 +483,7 @@ fn completed((outcome, published, registration): Placed) -> BuildChange {
             stored_bytes: published.stored_bytes,
             checksum: outcome.checksum,
         }),
-        image_metadata: Some(outcome.metadata),
+        image_metadata: Some(shown(outcome.metadata).0),
         metrics: Some(outcome.metrics),
         registration,
         lines: vec![last],

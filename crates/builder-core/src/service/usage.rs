@@ -67,7 +67,7 @@ pub struct BuildStats {
     pub storage_bytes: u64,
     /// CPU time of all of them, as far as it is known.
     pub cpu_time: Duration,
-    /// The newest, at most 10, newest first.
+    /// The newest, at most 10 and about 1 MiB, newest first.
     pub recent: Vec<Build>,
 }
 

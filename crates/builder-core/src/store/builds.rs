@@ -11,7 +11,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_f
 use tenant::{TenantId, TenantRecord, Tier};
 
 use super::{
-    Duty, NewLine, Registration, Store, StoreError, from_integer, from_micros,
+    Duty, Lane, NewLine, Registration, Store, StoreError,
+    answer::AnswerSize,
+    from_integer, from_micros,
     logs::{append, decode, decode_name, encode},
     outbox, to_integer, to_micros,
 };
@@ -176,7 +178,12 @@ impl Store {
 
     /// One build, whosever it is.
     pub(crate) async fn get(&self, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
-        self.read(move |connection| find(connection, id)).await
+        self.get_in(Lane::Methods, id).await
+    }
+
+    /// [`Store::get`], among the reads of `lane`.
+    pub(crate) async fn get_in(&self, lane: Lane, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
+        self.read_in(lane, move |connection| find(connection, id)).await
     }
 
     /// All builds that have not ended, in order of acceptance.
@@ -196,7 +203,8 @@ impl Store {
         .await
     }
 
-    /// A tenant's builds in those states (all when empty), newest first, accepted before `before`.
+    /// A tenant's builds in those states (all when empty), newest first, accepted before `before`: at most `limit`, and
+    /// no more than an answer may have.
     pub(crate) async fn list(
         &self,
         tenant: TenantId,
@@ -231,8 +239,9 @@ impl Store {
             let mut builds = Vec::new();
             let mut last_ordinal = None;
             let mut next_before = None;
+            let mut size = AnswerSize::default();
             while let Some(row) = rows.next()? {
-                if builds.len() == limit {
+                if builds.len() == limit || !size.takes(row)? {
                     next_before = last_ordinal;
                     break;
                 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use rusqlite::{Connection, Rows, Transaction, params};
+use rusqlite::{Connection, Row, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{StoreError, from_integer, from_micros, to_integer, to_micros};
@@ -108,24 +108,51 @@ pub(super) fn append(
     Ok(written)
 }
 
-/// At most `limit` lines of a build from `sequence` on.
+/// How much of a log is read at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageSize {
+    pub(crate) lines: usize,
+    /// Bytes of messages and metadata. The first line is read whatever it has.
+    pub(crate) bytes: usize,
+}
+
+/// Lines of a log, one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct LogPage {
+    pub(crate) lines: Vec<LogLine>,
+    /// There are no more lines yet.
+    pub(crate) is_last: bool,
+}
+
+/// Lines of a build from `sequence` on, as many as fit on the page.
 pub(crate) fn lines_after(
     connection: &Connection,
     id: BuildId,
     sequence: u64,
-    limit: usize,
-) -> Result<Vec<LogLine>, StoreError> {
+    size: PageSize,
+) -> Result<LogPage, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT sequence, timestamp, level, component, message, metadata FROM build_logs
          WHERE build_ordinal = (SELECT ordinal FROM builds WHERE id = ?1) AND sequence >= ?2
-         ORDER BY sequence LIMIT ?3",
+         ORDER BY sequence",
     )?;
-    let mut rows = statement.query(params![
-        id.to_string(),
-        to_integer(sequence),
-        to_integer(limit as u64)
-    ])?;
-    read_lines(id, &mut rows)
+    let mut rows = statement.query(params![id.to_string(), to_integer(sequence)])?;
+    let (mut lines, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let text_bytes = |column| -> Result<usize, StoreError> {
+            let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+            Ok(text.len())
+        };
+        bytes += text_bytes(4)? + text_bytes(5)?;
+        if lines.len() == size.lines || (bytes > size.bytes && !lines.is_empty()) {
+            return Ok(LogPage {
+                lines,
+                is_last: false,
+            });
+        }
+        lines.push(read_line(id, row)?);
+    }
+    Ok(LogPage { lines, is_last: true })
 }
 
 /// The last lines of a build, at most `limit`, in their order.
@@ -140,24 +167,23 @@ pub(crate) fn last_lines(
          ORDER BY sequence DESC LIMIT ?2",
     )?;
     let mut rows = statement.query(params![id.to_string(), to_integer(limit as u64)])?;
-    let mut lines = read_lines(id, &mut rows)?;
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        lines.push(read_line(id, row)?);
+    }
     lines.reverse();
     Ok(lines)
 }
 
-fn read_lines(id: BuildId, rows: &mut Rows<'_>) -> Result<Vec<LogLine>, StoreError> {
-    let mut lines = Vec::new();
-    while let Some(row) = rows.next()? {
-        lines.push(LogLine {
-            sequence: from_integer(row.get(0)?),
-            timestamp: from_micros(row.get(1)?),
-            level: decode_name(id, "level", row.get(2)?)?,
-            component: decode_name(id, "component", row.get(3)?)?,
-            message: row.get(4)?,
-            metadata: decode(id, "metadata", &row.get::<_, String>(5)?)?,
-        });
-    }
-    Ok(lines)
+fn read_line(id: BuildId, row: &Row<'_>) -> Result<LogLine, StoreError> {
+    Ok(LogLine {
+        sequence: from_integer(row.get(0)?),
+        timestamp: from_micros(row.get(1)?),
+        level: decode_name(id, "level", row.get(2)?)?,
+        component: decode_name(id, "component", row.get(3)?)?,
+        message: row.get(4)?,
+        metadata: decode(id, "metadata", &row.get::<_, String>(5)?)?,
+    })
 }
 
 fn shorten(message: &mut String) {

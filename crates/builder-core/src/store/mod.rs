@@ -9,10 +9,12 @@
 //! before the answer goes out, also when the machine loses power (`NORMAL` would keep the file sound but could lose the
 //! last commits). The price is one `fsync` per commit; log lines and progress are written in batches to keep that low.
 
+mod answer;
 mod audit;
 mod builds;
 mod logs;
 mod outbox;
+mod readers;
 mod removal;
 mod schema;
 mod usage;
@@ -22,28 +24,25 @@ use std::{
     fmt, fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction};
-use rustix::fs::FlockOperation;
-use tokio::sync::Semaphore;
+use rusqlite::{Connection, Transaction};
+use rustix::{fs::FlockOperation, io::Errno};
 
 pub(crate) use audit::note as note_audit_event;
 pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
-pub(crate) use logs::{NewLine, last_lines, lines_after};
+pub(crate) use logs::{NewLine, PageSize, last_lines, lines_after};
 pub(crate) use outbox::{Claimed, Deletion, Duty, LONGEST_WAIT, Postponed, Registration};
+pub(crate) use readers::Lane;
 pub(crate) use removal::{FileClaim, KeptImage, has_ended};
 pub use usage::TenantUsage;
 
 pub(crate) use schema::VERSION as SCHEMA_VERSION;
 
-use self::writer::Writer;
+use self::{readers::Readers, writer::Writer};
 use crate::error::ServiceError;
-
-/// Readers at the same time; more wait. Followers of logs are many, disks are not.
-const READERS: usize = 8;
 
 /// How long an opener waits for the one before to be gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -71,10 +70,10 @@ pub(crate) enum StoreError {
         known: i64,
     },
     /// Another process has the database.
-    #[error("another builderd is using {path}", path = path.display())]
+    #[error("another builderd uses {directory}: stop it or use another directory", directory = directory.display())]
     Locked {
-        /// The lock file.
-        path: PathBuf,
+        /// Where the database is.
+        directory: PathBuf,
     },
     /// The directory or the lock file could not be made.
     #[error("failed to open {path}", path = path.display())]
@@ -125,8 +124,7 @@ pub(crate) struct Store {
 struct Inner {
     writer: Writer,
     path: PathBuf,
-    readers: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    readers: Readers,
     /// Held as long as the store: the lock goes with the descriptor, also when the process is killed.
     _lock: fs::File,
 }
@@ -165,7 +163,12 @@ impl Store {
             .truncate(false)
             .open(&lock_path)
             .map_err(opening(&lock_path))?;
-        lock_in_time(&lock).map_err(|_| StoreError::Locked { path: lock_path })?;
+        lock_in_time(&lock).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => StoreError::Locked {
+                directory: directory.to_owned(),
+            },
+            errno => opening(&lock_path)(errno.into()),
+        })?;
 
         let path = directory.join("builderd.db");
         let mut connection = Connection::open(&path)?;
@@ -184,9 +187,8 @@ impl Store {
         Ok(Self {
             inner: Arc::new(Inner {
                 writer: Writer::start(connection),
+                readers: Readers::new(&path),
                 path,
-                readers: Mutex::new(Vec::new()),
-                permits: Semaphore::new(READERS),
                 _lock: lock,
             }),
         })
@@ -203,56 +205,37 @@ impl Store {
         self.inner.writer.run(work).await
     }
 
-    /// Runs `work` on a read-only connection, in a thread for blocking work.
+    /// Runs `work` on a read-only connection, in a thread for blocking work, in the lane of methods.
     pub(crate) async fn read<T, W>(&self, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
         W: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let _permit = self
-            .inner
-            .permits
-            .acquire()
-            .await
-            .map_err(|_| StoreError::Stopped)?;
-        let inner = Arc::clone(&self.inner);
-        let job = move || {
-            let pooled = inner.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = match pooled {
-                Some(connection) => connection,
-                None => open_reader(&inner.path)?,
-            };
-            let result = work(&connection);
-            inner
-                .readers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(connection);
-            result
-        };
-        tokio::task::spawn_blocking(job)
-            .await
-            .map_err(|_| StoreError::Stopped)?
+        self.read_in(Lane::Methods, work).await
+    }
+
+    /// Runs `work` as [`Store::read`] does, among those of `lane`.
+    ///
+    /// Dropping the future does not end a read that has begun; it keeps its place in the lane until it is through.
+    pub(crate) async fn read_in<T, W>(&self, lane: Lane, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.inner.readers.run(lane, work).await
     }
 }
 
 /// Takes the lock, waiting for [`LOCK_PATIENCE`]: a service that was killed leaves for a moment a worker behind that it
 /// had just forked, and that one has the descriptor until it begins its own program.
-fn lock_in_time(lock: &fs::File) -> Result<(), rustix::io::Errno> {
+fn lock_in_time(lock: &fs::File) -> Result<(), Errno> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(LOCK_PATIENCE / 50),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_PATIENCE / 50),
             result => return result,
         }
     }
-}
-
-fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    Ok(connection)
 }
 
 /// The present moment in the precision that the database keeps, so that what was answered at creation equals what is

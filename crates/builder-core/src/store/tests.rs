@@ -1,4 +1,5 @@
 mod migration;
+mod reading;
 mod removal;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -53,6 +54,12 @@ fn request(tenant: &str) -> BuildRequest {
 
 fn line(message: &str) -> NewLine {
     NewLine::new(Level::Info, Component::Builder, message)
+}
+
+/// So many lines, however long.
+const fn page(lines: usize) -> PageSize {
+    let bytes = usize::MAX;
+    PageSize { lines, bytes }
 }
 
 pub(crate) fn new_build(tenant: &str) -> NewBuild {
@@ -286,9 +293,10 @@ async fn log_lines_are_numbered_without_gaps_whoever_writes_them() {
     }
     let lines = fixture
         .store
-        .read(move |connection| lines_after(connection, id, 1, 1000))
+        .read(move |connection| lines_after(connection, id, 1, page(1000)))
         .await
-        .unwrap();
+        .unwrap()
+        .lines;
     assert_eq!(lines.len(), 1 + 8 * 25 * 2);
     assert!(
         lines
@@ -298,9 +306,10 @@ async fn log_lines_are_numbered_without_gaps_whoever_writes_them() {
     );
     let some = fixture
         .store
-        .read(move |connection| lines_after(connection, id, 399, 2))
+        .read(move |connection| lines_after(connection, id, 399, page(2)))
         .await
-        .unwrap();
+        .unwrap()
+        .lines;
     assert_eq!(
         some.iter().map(|line| line.sequence).collect::<Vec<_>>(),
         [399, 400]
@@ -335,9 +344,10 @@ async fn a_log_is_bounded_and_still_has_its_last_words() {
         .await;
     let lines = fixture
         .store
-        .read(move |connection| lines_after(connection, id, 1, 100_000))
+        .read(move |connection| lines_after(connection, id, 1, page(100_000)))
         .await
-        .unwrap();
+        .unwrap()
+        .lines;
     assert!(lines.len() < 2_000, "{} lines", lines.len());
     assert!(lines.iter().all(|line| line.message.len() <= 4_100));
     let last: Vec<&str> = lines
@@ -458,9 +468,10 @@ async fn a_refused_build_leaves_no_row_and_no_tenant() {
     assert_eq!(fixture.store.tier(carol).await.unwrap(), Some(tenant::Tier::Free));
     let lines = fixture
         .store
-        .read(move |connection| lines_after(connection, id, 1, 10))
+        .read(move |connection| lines_after(connection, id, 1, page(10)))
         .await
-        .unwrap();
+        .unwrap()
+        .lines;
     assert_eq!(
         lines.iter().map(|line| line.message.as_str()).collect::<Vec<_>>(),
         ["accepted", "free"]

@@ -8,6 +8,7 @@ use tenant::{TenantId, Tier};
 
 use super::{
     Store, StoreError,
+    answer::AnswerSize,
     builds::{COLUMNS, read},
     from_integer, to_integer, to_micros,
 };
@@ -103,7 +104,8 @@ impl Store {
         .await
     }
 
-    /// The figures of the tenant's builds created in `from..until`, and the newest `recent` of those that are kept.
+    /// The figures of the tenant's builds created in `from..until`, and the newest `recent` of those that are kept, or
+    /// fewer where an answer would be too large.
     pub(crate) async fn window(
         &self,
         tenant: TenantId,
@@ -145,7 +147,11 @@ impl Store {
             let mut rows =
                 statement.query(params![tenant.as_str(), from, until, to_integer(recent as u64)])?;
             let mut builds = Vec::new();
+            let mut size = AnswerSize::default();
             while let Some(row) = rows.next()? {
+                if !size.takes(row)? {
+                    break;
+                }
                 builds.push(read(row)?.build);
             }
             Ok((sums, builds))

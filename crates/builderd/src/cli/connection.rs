@@ -13,7 +13,7 @@ use tonic::{
 
 use super::options::{Options, TOKEN_VARIABLE, TlsMode};
 use crate::{
-    commands::chain,
+    commands::{chain, speaks_no_tls},
     exit::{Exit, Failure},
     proto::builder_service_client::BuilderServiceClient,
     tls::{ClientTls, FileRole, ServerId, Tls, TlsConnector, TlsError, TlsSettings},
@@ -54,9 +54,14 @@ impl Connection {
             Some(connector) => endpoint.connect_with_connector(connector).await,
         };
         let channel = connected.map_err(|error| {
+            let cause = chain(&error);
+            let hint = match speaks_no_tls(&cause) {
+                true => ": it does not speak TLS; a service without TLS is reached by an http:// address",
+                false => "",
+            };
             Failure::new(
                 Exit::Unavailable,
-                format!("{} cannot be reached: {}", options.server, chain(&error)),
+                format!("{} cannot be reached: {cause}{hint}", options.server),
             )
         })?;
         Ok(Self {

@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// A message as proto-JSON; `name` is its name in `builder.v1`. Fields with their default values are there, so that a
-/// script finds what it looks for; messages that are not there are absent.
+/// script finds what it looks for; messages that are not there are absent. Builds are as the service sends them: there a
+/// default means that something is not known.
 pub(super) fn json(name: &str, message: &impl Message) -> Result<Value, Failure> {
     let fault = |error: String| Failure::new(Exit::Internal, format!("the answer has no JSON form: {error}"));
     let pool =
@@ -27,12 +28,23 @@ pub(super) fn json(name: &str, message: &impl Message) -> Result<Value, Failure>
         .ok_or_else(|| fault(format!("{name} is not described")))?;
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
         .map_err(|error| fault(error.to_string()))?;
-    message
-        .serialize_with_options(
-            serde_json::value::Serializer,
-            &SerializeOptions::new().skip_default_fields(false),
-        )
-        .map_err(|error| fault(error.to_string()))
+    let render = |leaves_out_defaults| {
+        let options = SerializeOptions::new().skip_default_fields(leaves_out_defaults);
+        message
+            .serialize_with_options(serde_json::value::Serializer, &options)
+            .map_err(|error| fault(error.to_string()))
+    };
+    let as_sent = render(true)?;
+    if name == "BuildJob" {
+        return Ok(as_sent);
+    }
+    let mut whole = render(false)?;
+    for builds in ["build", "builds", "recentBuilds"] {
+        if let (Some(whole), Some(as_sent)) = (whole.get_mut(builds), as_sent.get(builds)) {
+            *whole = as_sent.clone();
+        }
+    }
+    Ok(whole)
 }
 
 /// Prints a result over several lines.
@@ -215,5 +227,25 @@ mod tests {
         let value = json("ListBuildsResponse", &proto::ListBuildsResponse::default()).unwrap();
         assert_eq!(value["builds"], serde_json::json!([]));
         assert_eq!(value["totalCount"], 0);
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_build_is_absent() {
+        let job = proto::BuildJob {
+            build_id: "build-1".to_owned(),
+            ..Default::default()
+        };
+        let expected = serde_json::json!({"buildId": "build-1"});
+        assert_eq!(json("BuildJob", &job).unwrap(), expected);
+        let answer = proto::GetBuildResponse { build: Some(job) };
+        assert_eq!(json("GetBuildResponse", &answer).unwrap()["build"], expected);
+        let answer = proto::ListBuildsResponse {
+            builds: answer.build.into_iter().collect(),
+            ..Default::default()
+        };
+        assert_eq!(
+            json("ListBuildsResponse", &answer).unwrap()["builds"][0],
+            expected
+        );
     }
 }

@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::{request::Arguments, show::Show};
-use super::{chain, runtime};
+use super::{chain, runtime, speaks_no_tls};
 use crate::{
     exit::{Exit, Failure},
     guest,
@@ -329,6 +329,10 @@ fn failure(error: &BuildError, output: &Path) -> Failure {
     // On the command line the tenant and the operator are one: what lies behind is said as well.
     let message = match error.kind() {
         BuildErrorKind::OutputNotWritable => format!("{}: {}", output.display(), chain(error)),
+        _ if speaks_no_tls(&chain(error)) => format!(
+            "{}: the registry does not speak TLS; give --plain-http if that is as it should be",
+            chain(error)
+        ),
         _ => chain(error),
     };
     Failure::new(exit, message)

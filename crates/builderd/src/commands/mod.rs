@@ -160,6 +160,12 @@ fn own_user() -> u32 {
     })
 }
 
+/// Whether a connection failed because the other side answered a greeting of TLS with something else. rustls says it in
+/// these words, and the types of its errors do not come through.
+pub(crate) fn speaks_no_tls(cause: &str) -> bool {
+    cause.contains("received corrupt message of type InvalidContentType")
+}
+
 /// How a worker is started: this very program, even when the file has been replaced meanwhile.
 fn worker_command() -> Vec<OsString> {
     vec![OsString::from("/proc/self/exe"), OsString::from("worker")]

@@ -125,7 +125,12 @@ async fn serve(config: Config) -> Result<(), Failure> {
 
 pub(super) fn start_failure(error: &DaemonError) -> Failure {
     let cause = chain(error);
+    let in_use = |source: &StartError| source.kind == StartErrorKind::DatabaseInUse;
     match error {
+        DaemonError::Setting { setting, source } if source.downcast_ref().is_some_and(in_use) => {
+            let message = format!("{VARIABLE_PREFIX}{setting}: {}", chain(source.as_ref()));
+            Failure::new(Exit::Unavailable, message)
+        }
         DaemonError::Setting { setting, source } if source.is::<StartError>() => {
             let message = format!(
                 "{VARIABLE_PREFIX}{setting}: {}: set it to a directory that this user can write to, or start with \

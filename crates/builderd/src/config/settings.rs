@@ -32,7 +32,7 @@ pub const SETTINGS: &[Setting] = &[
         Form::Duration { zero: true },
         "How long running builds may finish at shutdown",
     ),
-    works("RATE_LIMIT", "100", COUNT, "Requests to /health a second"),
+    works("RATE_LIMIT", "100", COUNT, "Requests of one peer to /health a second"),
     works(
         "MAX_CONNECTIONS",
         "1024",

@@ -11,6 +11,7 @@ use builder_core::{
     },
 };
 use oci_fetch::{ImageSource, Platform};
+use prost::Message as _;
 use rootfs::image::{DEFAULT_FREE_INODES, DEFAULT_FREE_SPACE_BYTES};
 use tenant::{TenantId, Tier};
 
@@ -22,6 +23,9 @@ const MAX_TEXT_BYTES: usize = 1024;
 
 /// One argument, variable or credential.
 const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
+
+/// A request without its credentials. It is stored with its build and part of every answer about it.
+const MAX_CONFIG_BYTES: usize = 256 * 1024;
 
 /// Entries of a list or map.
 const MAX_ENTRIES: usize = 1024;
@@ -37,6 +41,7 @@ impl TryFrom<proto::CreateBuildRequest> for BuildRequest {
     fn try_from(request: proto::CreateBuildRequest) -> Result<Self, FieldError> {
         let path = FieldPath::root("config");
         let config = request.config.ok_or_else(|| path.required("what to build"))?;
+        bounded_as_a_whole(&config, &path)?;
 
         let tenant = tenant_context(config.tenant, &path.field("tenant"))?;
         let source = source(config.source, &path.field("source"))?;
@@ -57,6 +62,70 @@ impl TryFrom<proto::CreateBuildRequest> for BuildRequest {
                 .text(config.suggested_asset_id, MAX_TEXT_BYTES)?,
         })
     }
+}
+
+/// Refuses a request of which every answer about its build would be too large. Credentials do not count: they are never
+/// answered.
+fn bounded_as_a_whole(config: &proto::BuildConfig, path: &FieldPath<'_>) -> Result<(), FieldError> {
+    use proto::{build_source::SourceType, build_target::TargetType};
+
+    let source = config
+        .source
+        .as_ref()
+        .and_then(|source| source.source_type.as_ref());
+    let credentials = match source {
+        Some(SourceType::DockerImage(image)) => image.auth.as_ref().map_or(0, prost::Message::encoded_len),
+        _ => 0,
+    };
+    let bytes = config.encoded_len().saturating_sub(credentials);
+    if bytes <= MAX_CONFIG_BYTES {
+        return Ok(());
+    }
+    // Fields with many entries or long ones; the largest is the one to be named.
+    let map_bytes = |map: &HashMap<String, String>| -> usize {
+        map.iter().map(|(name, value)| name.len() + value.len()).sum()
+    };
+    let list_bytes = |list: &[String]| -> usize { list.iter().map(String::len).sum() };
+    let mut sizes = vec![("labels", map_bytes(&config.labels))];
+    if let Some(tenant) = &config.tenant {
+        sizes.push(("tenant.metadata", map_bytes(&tenant.metadata)));
+        sizes.push(("tenant.permissions", list_bytes(&tenant.permissions)));
+    }
+    if let Some(SourceType::DockerImage(image)) = source {
+        sizes.push(("source.docker_image.pull_tags", list_bytes(&image.pull_tags)));
+    }
+    let target = config
+        .target
+        .as_ref()
+        .and_then(|target| target.target_type.as_ref());
+    if let Some(TargetType::MicrovmRootfs(rootfs)) = target
+        && let Some(runtime) = &rootfs.runtime_config
+    {
+        for (name, bytes) in [
+            (
+                "target.microvm_rootfs.runtime_config.environment",
+                map_bytes(&runtime.environment),
+            ),
+            (
+                "target.microvm_rootfs.runtime_config.command",
+                list_bytes(&runtime.command),
+            ),
+            (
+                "target.microvm_rootfs.runtime_config.entrypoint",
+                list_bytes(&runtime.entrypoint),
+            ),
+        ] {
+            sizes.push((name, bytes));
+        }
+    }
+    let (name, largest) = sizes
+        .into_iter()
+        .max_by_key(|(_, bytes)| *bytes)
+        .unwrap_or_default();
+    Err(path.field(name).invalid(
+        format_args!("at most {MAX_CONFIG_BYTES} bytes in all of config"),
+        format_args!("{bytes}, {largest} of them here"),
+    ))
 }
 
 /// The tenant that a request is for.

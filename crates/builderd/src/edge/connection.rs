@@ -41,6 +41,13 @@ pub(super) struct Peer {
     pub(super) certificate: Option<Arc<PeerCertificate>>,
 }
 
+impl Peer {
+    /// What counts as one peer where there are limits for each.
+    pub(super) fn network(&self) -> IpAddr {
+        peer_of(self.address.ip())
+    }
+}
+
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {

@@ -23,6 +23,7 @@ use tonic::{Status, client::Grpc, metadata::MetadataMap};
 
 use super::{
     connection::Peer,
+    framing::Mistake,
     guard::{Guard, ProtocolName},
     json,
     raw_codec::RawCodec,
@@ -60,11 +61,14 @@ impl Forwarder {
         self.services
             .admits(path.path(), context.headers(), context.extensions())
             .map_err(|status| connect_error(&status))?;
+        let mistake = context.extensions().get::<Mistake>().cloned().unwrap_or_default();
+        refuse_mistake(&mistake)?;
         Ok(Call {
             services: self.services.clone(),
             method,
             path,
             format,
+            mistake,
         })
     }
 }
@@ -153,6 +157,8 @@ struct Call {
     method: ReflectedMethod,
     path: PathAndQuery,
     format: CodecFormat,
+    /// Of a stream of requests, which is read while the call goes on.
+    mistake: Mistake,
 }
 
 impl Call {
@@ -218,7 +224,10 @@ impl Call {
     ) -> impl Stream<Item = Bytes> + Send + 'static {
         let call = self.clone();
         messages
-            .map(move |message| message.and_then(|message| call.parse(&message)))
+            .map(move |message| {
+                refuse_mistake(&call.mistake)?;
+                message.and_then(|message| call.parse(&message))
+            })
             .scan(spoiled, |spoiled, message| {
                 std::future::ready(message.map_err(|error| spoiled.put(error)).ok())
             })
@@ -233,6 +242,13 @@ impl Call {
             }),
             _ => Ok(message),
         }
+    }
+}
+
+fn refuse_mistake(mistake: &Mistake) -> Result<(), ConnectError> {
+    match mistake.status() {
+        Some(status) => Err(connect_error(&status)),
+        None => Ok(()),
     }
 }
 

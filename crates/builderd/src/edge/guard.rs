@@ -128,6 +128,11 @@ impl Guard {
         }
     }
 
+    /// Whether the method with this path has a stream in either direction.
+    pub(super) fn is_streaming(&self, path: &str) -> bool {
+        self.streaming.contains(path)
+    }
+
     async fn handle(
         mut routes: Routes,
         request: Request<Body>,
@@ -301,7 +306,7 @@ impl Deadline {
 }
 
 /// Reads `grpc-timeout`: 1 to 8 digits and a unit (gRPC over HTTP/2, "Timeout").
-fn parse_timeout(value: &str) -> Option<Duration> {
+pub(super) fn parse_timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -1,18 +1,21 @@
 //! `GET /health`.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod limit;
+
+use std::sync::Arc;
 
 use axum::{
+    Extension,
     extract::State,
     response::{IntoResponse, Response},
 };
 use futures_util::future::BoxFuture;
 use http::{StatusCode, header};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
+
+use self::limit::RateLimiter;
+use super::connection::Peer;
 
 /// How the service is, as far as a probe could tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub type Probe = Arc<dyn Fn() -> BoxFuture<'static, Vitals> + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Health {
     probe: Probe,
+    /// What the last probe found, and when it began. Locked while one looks.
+    found: Arc<Mutex<Option<(Instant, Vitals)>>>,
     started: Instant,
     limiter: Arc<RateLimiter>,
 }
@@ -55,9 +60,26 @@ impl Health {
     pub(super) fn new(probe: Probe, requests_per_second: u32) -> Self {
         Self {
             probe,
+            found: Arc::default(),
             started: Instant::now(),
             limiter: Arc::new(RateLimiter::new(requests_per_second)),
         }
+    }
+
+    /// Looks how the service is. There is one look at a time, since it writes to disks, and whoever asked before it began
+    /// gets its answer.
+    async fn vitals(&self) -> Vitals {
+        let asked = Instant::now();
+        let mut found = self.found.lock().await;
+        if let Some((began, vitals)) = found.as_ref()
+            && *began >= asked
+        {
+            return vitals.clone();
+        }
+        let began = Instant::now();
+        let vitals = (self.probe)().await;
+        *found = Some((began, vitals.clone()));
+        vitals
     }
 }
 
@@ -70,14 +92,15 @@ struct Report {
 }
 
 /// Answers 200 while the service can build, 503 when it cannot, 429 when asked too often.
-pub(super) async fn answer(State(health): State<Health>) -> Response {
-    if let Err(wait) = health.limiter.take() {
+pub(super) async fn answer(State(health): State<Health>, peer: Option<Extension<Peer>>) -> Response {
+    let peer = peer.map(|Extension(peer)| peer.network());
+    if let Err(wait) = health.limiter.take(peer) {
         // Whole seconds, rounded up: a client that waits so long is let through.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         let retry_after = [(header::RETRY_AFTER, seconds.to_string())];
         return (StatusCode::TOO_MANY_REQUESTS, retry_after, "too many requests\n").into_response();
     }
-    let vitals = (health.probe)().await;
+    let vitals = health.vitals().await;
     let code = match vitals.status {
         "healthy" => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -100,43 +123,53 @@ pub(super) async fn answer(State(health): State<Health>) -> Response {
     }
 }
 
-/// So many requests a second, and as many at once after a pause.
-#[derive(Debug)]
-struct RateLimiter {
-    per_second: f64,
-    bucket: Mutex<Bucket>,
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-}
+    use super::*;
 
-impl RateLimiter {
-    fn new(per_second: u32) -> Self {
-        let per_second = f64::from(per_second);
-        Self {
-            per_second,
-            bucket: Mutex::new(Bucket {
-                tokens: per_second,
-                filled: Instant::now(),
-            }),
+    #[tokio::test]
+    async fn who_asks_while_a_look_is_taken_shares_the_next_one() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let (counted, opened) = (Arc::clone(&looks), Arc::clone(&gate));
+        let probe: Probe = Arc::new(move || {
+            let (counted, opened) = (Arc::clone(&counted), Arc::clone(&opened));
+            Box::pin(async move {
+                counted.fetch_add(1, Ordering::SeqCst);
+                opened.acquire().await.unwrap().forget();
+                Vitals {
+                    status: "healthy",
+                    checks: Checks {
+                        storage: "healthy",
+                        database: "healthy",
+                        isolation: "healthy",
+                        registry: "not_checked",
+                        assetmanager: "disabled",
+                    },
+                }
+            })
+        });
+        let health = Health::new(probe, 10);
+        let mut asking = Vec::new();
+        for _ in 0..20 {
+            let health = health.clone();
+            asking.push(tokio::spawn(async move { health.vitals().await }));
         }
-    }
-
-    /// Takes one request's share, or says how long until there is one.
-    fn take(&self) -> Result<(), Duration> {
-        // The lock is held for arithmetic only, so a panic while holding it cannot happen.
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let gained = (now - bucket.filled).as_secs_f64() * self.per_second;
-        bucket.filled = now;
-        bucket.tokens = (bucket.tokens + gained).min(self.per_second);
-        if bucket.tokens >= 1.0 {
-            bucket.tokens -= 1.0;
-            return Ok(());
+        // Each of them has its turn before the first look ends.
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
         }
-        Err(Duration::from_secs_f64((1.0 - bucket.tokens) / self.per_second))
+        assert_eq!(looks.load(Ordering::SeqCst), 1);
+        gate.add_permits(2);
+        for asked in asking {
+            assert_eq!(asked.await.unwrap().status, "healthy");
+        }
+        assert_eq!(looks.load(Ordering::SeqCst), 2, "those who came later share one");
+        // What was found before somebody asked is not their answer.
+        gate.add_permits(1);
+        assert_eq!(health.vitals().await.status, "healthy");
+        assert_eq!(looks.load(Ordering::SeqCst), 3);
     }
 }

@@ -10,8 +10,10 @@
 //! There is one implementation of each method, tonic's. Size limits hold on both ways in; authentication, deadlines,
 //! panics and spans are the guard's, which every call passes once.
 
+mod calls;
 mod connection;
 mod forward;
+mod framing;
 mod guard;
 mod health;
 mod json;
@@ -22,9 +24,9 @@ use std::{collections::HashSet, convert::Infallible, fmt, panic::AssertUnwindSaf
 use axum::{Router, body::Body, routing::get};
 use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits};
 use futures_util::FutureExt as _;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use prost_reflect::DescriptorPool;
-use tonic::{codec::CompressionEncoding, service::Routes};
+use tonic::{Code, codec::CompressionEncoding, service::Routes};
 use tonic_health::server::HealthReporter;
 use tower::Service as _;
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -32,7 +34,13 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 pub use connection::{ConnectionLimits, serve};
 pub use health::{Checks, Probe, Vitals};
 
-use self::{forward::Forwarder, guard::Guard, health::Health};
+use self::{
+    calls::{Calls, MAX_STREAMS, MAX_UNARY},
+    connection::Peer,
+    forward::Forwarder,
+    guard::Guard,
+    health::Health,
+};
 use crate::{
     audit::AuditLog,
     auth::Authentication,
@@ -40,6 +48,7 @@ use crate::{
         self,
         builder_service_server::{BuilderService, BuilderServiceServer},
     },
+    status::with_info,
 };
 
 /// The largest message that is read, compressed or not.
@@ -121,10 +130,11 @@ pub async fn router<S: BuilderService>(
         .with_limits(limits)
         .with_deadline_policy(DeadlinePolicy::new().with_default_timeout(REQUEST_READ));
 
+    let calls = Calls::default();
     let fallback = tower::service_fn(move |request: Request<Body>| {
-        let (grpc, connect) = (grpc.clone(), connect.clone());
+        let (grpc, connect, calls) = (grpc.clone(), connect.clone(), calls.clone());
         // The guard catches what a handler does; this is for the translation around it.
-        AssertUnwindSafe(route(grpc, connect, request))
+        AssertUnwindSafe(in_turn(calls, grpc, connect, request))
             .catch_unwind()
             .map(|caught| {
                 Ok::<_, Infallible>(caught.unwrap_or_else(|_| {
@@ -174,6 +184,41 @@ fn with_reflection(routes: Routes, descriptors: &mut DescriptorPool) -> Result<R
         .add_service(alpha.accept_compressed(gzip).send_compressed(gzip)))
 }
 
+/// A call among those that its peer has open.
+async fn in_turn(
+    calls: Calls,
+    grpc: Guard,
+    connect: ConnectRpcService<Forwarder>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let Some(peer) = request.extensions().get::<Peer>().map(Peer::network) else {
+        // Only where no connection is: in tests that call the routes.
+        return route(grpc, connect, request).await;
+    };
+    let is_stream = grpc.is_streaming(request.uri().path());
+    match calls.take(peer, is_stream).await {
+        Some(place) => place.until_read(route(grpc, connect, request).await),
+        None => too_many_calls(request.headers()),
+    }
+}
+
+fn too_many_calls(headers: &HeaderMap) -> Response<Body> {
+    let message = format!(
+        "calls: this peer has {MAX_UNARY} calls with one answer open, or {MAX_STREAMS} with a stream; read the answers"
+    );
+    let content_type = headers.get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|value| is_grpc(value.as_bytes())) {
+        let status = with_info(Code::ResourceExhausted, &message, "TOO_MANY_CALLS", []);
+        return status.into_http();
+    }
+    let error = serde_json::json!({"code": "resource_exhausted", "message": message});
+    let mut response = Response::new(Body::from(error.to_string()));
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
 /// gRPC proper goes to tonic, everything else to Connect's own implementation of the other protocols.
 async fn route(
     mut grpc: Guard,
@@ -187,10 +232,19 @@ async fn route(
             Err(never) => match never {},
         }
     } else {
-        match connect.call(request).await {
+        let is_grpc_like =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc+"));
+        let mut response = match connect.call(framing::checked(request)).await {
             Ok(response) => response.map(Body::new),
             Err(never) => match never {},
+        };
+        if is_grpc_like {
+            // connectrpc says the status of a refusal among the trailers too, where it belongs.
+            for name in ["grpc-status", "grpc-message"] {
+                response.headers_mut().remove(name);
+            }
         }
+        response
     }
 }
 

@@ -50,6 +50,24 @@ fn create_build() -> Vec<Case> {
         InvalidArgument,
         "config.tenant.tenant_id: required",
     );
+    // Each entry is in order, and all of them together are not.
+    let entries = |count: usize| -> Value {
+        let entry = |number: usize| (format!("key-{number:04}"), json!("x".repeat(1000)));
+        (0..count).map(entry).collect::<serde_json::Map<_, _>>().into()
+    };
+    for (field, count) in [
+        ("/config/labels", 300),
+        ("/config/tenant/metadata", 300),
+        (rootfs("runtime_config/environment").as_str(), 300),
+    ] {
+        let name = field[1..].replace('/', ".");
+        case(
+            "CreateBuild",
+            create(field, entries(count)),
+            InvalidArgument,
+            &format!("{name}: expected at most 262144 bytes in all of config"),
+        );
+    }
     for bad in ["-a", "a/b", "a b", "ü", "..", &"a".repeat(64)] {
         case(
             "CreateBuild",

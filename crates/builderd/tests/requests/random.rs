@@ -2,7 +2,7 @@
 
 use proptest::{
     collection::vec,
-    prelude::{Just, Strategy, any, prop_oneof},
+    prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::{
     NO_BUILD, Service, create,
-    support::protocols::{Protocol, call, encoded},
+    support::protocols::{Protocol, call_framed, encoded, framed},
 };
 
 const METHODS: [&str; 8] = [
@@ -67,6 +67,39 @@ fn bodies(seed: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn no_body_is_answered_with_internal() {
+    never_internal(|protocol, method| {
+        let body = encoded(protocol, method, &seed(method));
+        bodies(body)
+            .prop_map(move |body| framed(protocol, method, &body))
+            .boxed()
+    });
+}
+
+#[test]
+fn no_envelope_is_answered_with_internal() {
+    never_internal(|protocol, method| {
+        let body = framed(protocol, method, &encoded(protocol, method, &seed(method)));
+        // The head, mostly: flags and length.
+        let head = vec((0..6_usize, any::<u8>()), 1..4);
+        let changed = (Just(body), head).prop_map(|(mut body, changes)| {
+            for (at, byte) in changes {
+                if let Some(old) = body.get_mut(at) {
+                    *old = byte;
+                }
+            }
+            body
+        });
+        let whole = bodies(framed(
+            protocol,
+            method,
+            &encoded(protocol, method, &seed(method)),
+        ));
+        prop_oneof![3 => changed, 1 => whole].boxed()
+    });
+}
+
+/// Calls each method by each protocol with random bodies, envelopes included.
+fn never_internal(bodies: impl Fn(Protocol, &'static str) -> BoxedStrategy<Vec<u8>>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -85,8 +118,8 @@ fn no_body_is_answered_with_internal() {
                 ..Config::default()
             };
             TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
-                .run(&bodies(encoded(protocol, method, &seed(method))), |body| {
-                    let answer = runtime.block_on(call(address, protocol, method, &[], body.clone()));
+                .run(&bodies(protocol, method), |body| {
+                    let answer = runtime.block_on(call_framed(address, protocol, method, &[], body.clone()));
                     if let Err(status) = answer {
                         let fault = matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss);
                         proptest::prop_assert!(!fault, "{:?} {}: {}: {:?}", protocol, method, status, body);
@@ -97,12 +130,6 @@ fn no_body_is_answered_with_internal() {
         }
     }
     runtime.block_on(service.daemon.shutdown(std::time::Duration::ZERO));
-}
-
-/// Where no compression is named, the specifications themselves want INTERNAL for this (gRPC's "Compression", which
-/// Connect follows), and the side of Connect and gRPC-Web keeps to it.
-fn says_compressed(frame: &[u8]) -> bool {
-    frame.first().is_some_and(|flags| flags & 1 == 1)
 }
 
 /// What is not a body in an envelope at all: flags, lengths and compression that are not true.
@@ -121,13 +148,8 @@ async fn no_framing_is_answered_with_internal() {
         ("an end before a message", vec![2, 0, 0, 0, 2, b'{', b'}']),
     ] {
         for protocol in [Protocol::Grpc, Protocol::GrpcWeb] {
-            if protocol == Protocol::GrpcWeb && says_compressed(&frame) {
-                continue;
-            }
             for method in METHODS {
-                let answer =
-                    crate::support::protocols::call_framed(address, protocol, method, &[], frame.clone())
-                        .await;
+                let answer = call_framed(address, protocol, method, &[], frame.clone()).await;
                 let code = answer.as_ref().map_or_else(tonic::Status::code, |()| Code::Ok);
                 assert!(
                     !matches!(code, Code::Internal | Code::Unknown),
@@ -136,12 +158,8 @@ async fn no_framing_is_answered_with_internal() {
             }
         }
         for protocol in [Protocol::ConnectJson, Protocol::ConnectProto] {
-            if says_compressed(&frame) {
-                continue;
-            }
             let method = "StreamBuildLogs";
-            let answer =
-                crate::support::protocols::call_framed(address, protocol, method, &[], frame.clone()).await;
+            let answer = call_framed(address, protocol, method, &[], frame.clone()).await;
             let code = answer.as_ref().map_or_else(tonic::Status::code, |()| Code::Ok);
             assert!(
                 !matches!(code, Code::Internal | Code::Unknown),
@@ -149,4 +167,121 @@ async fn no_framing_is_answered_with_internal() {
             );
         }
     }
+}
+
+/// What is wrong before any message is, said as the caller's mistake and by its name.
+#[tokio::test]
+async fn mistakes_of_framing_and_time_limits_are_named() {
+    let service = Service::start(&[]).await;
+    let address = service.daemon.address();
+    let compressed = [1, 0, 0, 0, 2, b'{', b'}'];
+    let end = [2, 0, 0, 0, 2, b'{', b'}'];
+    let trailers = [0x80, 0, 0, 0, 0];
+    let unknown = [0x40, 0, 0, 0, 0];
+    let late = framed(
+        Protocol::ConnectProto,
+        "StreamBuildLogs",
+        &encoded(
+            Protocol::ConnectProto,
+            "StreamBuildLogs",
+            &seed("StreamBuildLogs"),
+        ),
+    );
+    let late = [late, end.to_vec()].concat();
+    let json = seed("GetBuild").to_string().into_bytes();
+    let log = framed(Protocol::ConnectJson, "StreamBuildLogs", &json);
+    let web = framed(
+        Protocol::GrpcWeb,
+        "GetBuild",
+        &encoded(Protocol::GrpcWeb, "GetBuild", &seed("GetBuild")),
+    );
+    let none: &[(&str, &str)] = &[];
+    let web_encoding = &[("grpc-encoding", "identity")][..];
+    for (name, protocol, method, headers, body, expected) in [
+        (
+            "compressed over Connect",
+            Protocol::ConnectJson,
+            "StreamBuildLogs",
+            none,
+            compressed.to_vec(),
+            "connect-content-encoding",
+        ),
+        (
+            "compressed over gRPC-Web",
+            Protocol::GrpcWeb,
+            "GetBuild",
+            none,
+            compressed.to_vec(),
+            "grpc-encoding",
+        ),
+        (
+            "compressed as identity",
+            Protocol::GrpcWeb,
+            "StreamBuildLogs",
+            web_encoding,
+            compressed.to_vec(),
+            "grpc-encoding",
+        ),
+        (
+            "an end",
+            Protocol::ConnectProto,
+            "StreamBuildLogs",
+            none,
+            end.to_vec(),
+            "0x02",
+        ),
+        (
+            "trailers",
+            Protocol::GrpcWeb,
+            "GetBuild",
+            none,
+            trailers.to_vec(),
+            "0x80",
+        ),
+        (
+            "unknown flags",
+            Protocol::GrpcWeb,
+            "StreamBuildLogs",
+            none,
+            unknown.to_vec(),
+            "0x40",
+        ),
+        (
+            "a time limit over Connect",
+            Protocol::ConnectJson,
+            "GetBuild",
+            &[("connect-timeout-ms", "-5")][..],
+            json.clone(),
+            "connect-timeout-ms",
+        ),
+        (
+            "a time limit over a stream of Connect",
+            Protocol::ConnectJson,
+            "StreamBuildLogs",
+            &[("connect-timeout-ms", "5 s")][..],
+            log,
+            "connect-timeout-ms",
+        ),
+        (
+            "a time limit over gRPC-Web",
+            Protocol::GrpcWeb,
+            "GetBuild",
+            &[("grpc-timeout", "-5S")][..],
+            web,
+            "grpc-timeout",
+        ),
+    ] {
+        let status = call_framed(address, protocol, method, headers, body)
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{name}: {status}");
+        assert!(status.message().contains(expected), "{name}: {status}");
+    }
+    let second = call_framed(address, Protocol::ConnectProto, "StreamBuildLogs", none, late).await;
+    let second = second.unwrap_err();
+    assert_eq!(
+        second.code(),
+        Code::Unimplemented,
+        "more than one message: {second}"
+    );
 }

@@ -49,12 +49,23 @@ pub async fn call(
     headers: &[(&str, &str)],
     message: Vec<u8>,
 ) -> Result<(), Status> {
-    let framed = match protocol {
-        Protocol::Grpc | Protocol::GrpcWeb => envelope(&message),
-        Protocol::ConnectJson | Protocol::ConnectProto if is_stream(method) => envelope(&message),
-        Protocol::ConnectJson | Protocol::ConnectProto => message,
-    };
-    call_framed(address, protocol, method, headers, framed).await
+    call_framed(
+        address,
+        protocol,
+        method,
+        headers,
+        framed(protocol, method, &message),
+    )
+    .await
+}
+
+/// A message as it is sent: in an envelope, where protocol and method have one.
+pub fn framed(protocol: Protocol, method: &str, message: &[u8]) -> Vec<u8> {
+    match protocol {
+        Protocol::Grpc | Protocol::GrpcWeb => envelope(message),
+        Protocol::ConnectJson | Protocol::ConnectProto if is_stream(method) => envelope(message),
+        Protocol::ConnectJson | Protocol::ConnectProto => message.to_vec(),
+    }
 }
 
 /// The same with a body that is sent as it is.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::error::{FetchError, FetchErrorKind};
 use crate::registry::Session;
@@ -20,6 +20,7 @@ pub(super) struct Accesses {
     /// The repositories that have been shown to hold the blob, as the cache notes sources.
     proven: Mutex<BTreeSet<String>>,
     next: AtomicU64,
+    joined: Notify,
 }
 
 /// One way of one party.
@@ -44,7 +45,28 @@ impl Accesses {
             session: Arc::clone(session),
             refusal: refusal.clone(),
         }));
+        // One waits, at most: the job's task.
+        self.joined.notify_one();
         (interest, refused)
+    }
+
+    /// Ends when a party was added since the last one was waited for.
+    pub(super) fn joined(&self) -> impl Future<Output = ()> + '_ {
+        self.joined.notified()
+    }
+
+    /// Takes the ways of this party first.
+    pub(super) fn prefer(&self, party: &str) {
+        self.lock()
+            .sort_by_key(|access| access.session.identity.isolation_key != party);
+    }
+
+    /// The isolation keys of all parties that want the blob.
+    pub(super) fn parties(&self) -> BTreeSet<String> {
+        self.lock()
+            .iter()
+            .map(|access| access.session.identity.isolation_key.clone())
+            .collect()
     }
 
     /// The party has lost interest.

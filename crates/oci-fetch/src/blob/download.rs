@@ -3,9 +3,12 @@
 //! A task fetches the bytes, over one connection or several, and sends them to the [`Writer`]; it ends when the blob is
 //! whole, when it fails for good, or when the last [`Download`] is dropped.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::Method;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -17,7 +20,7 @@ use crate::blob::{Phase, Progress, given_up};
 use crate::cache::Cache;
 use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
-use crate::net::gate::Gate;
+use crate::net::gate::{Gate, Permit};
 use crate::net::response::Answer;
 use crate::net::retry::Attempts;
 use crate::net::slots::Traffic;
@@ -65,10 +68,6 @@ impl Job {
             .unwrap_or_default();
         let progress = Arc::new(Progress::new());
         let accesses = Arc::new(Accesses::default());
-        let party = sessions
-            .first()
-            .map(|session| session.identity.isolation_key.clone())
-            .unwrap_or_default();
         let (interest, refusal) = accesses.add(sessions);
         let fetcher = Fetcher {
             digest: digest.clone(),
@@ -88,7 +87,7 @@ impl Job {
                 progress: progress_of_writer,
                 job: Weak::clone(job),
             };
-            let task = tokio::spawn(run(limit, party, fetcher, writer)).abort_handle();
+            let task = tokio::spawn(run(limit, fetcher, writer)).abort_handle();
             Self {
                 progress,
                 accesses,
@@ -156,8 +155,8 @@ impl Drop for Download {
 }
 
 /// The job's task. Aborted, it drops the channel to the writer, which then keeps the part and ends.
-async fn run(limit: Arc<Gate>, party: String, fetcher: Fetcher, writer: Writer) {
-    let _running = limit.acquire(&party).await;
+async fn run(limit: Arc<Gate>, fetcher: Fetcher, writer: Writer) {
+    let _running = turn(&limit, &fetcher.accesses).await;
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let (started, starts) = oneshot::channel();
     let written = tokio::task::spawn_blocking(move || writer.run(started, receiver));
@@ -183,6 +182,38 @@ async fn run(limit: Arc<Gate>, party: String, fetcher: Fetcher, writer: Writer) 
     };
     tracing::debug!(digest = %fetcher.digest, %error, "Download failed");
     fetcher.progress.phase.send_replace(Phase::Failed(error));
+}
+
+/// Waits for a place among the running jobs, in the queues of all parties that want the blob, also of those that join
+/// meanwhile: who asks for what another asked for before must not wait behind everything else that the other asked for.
+async fn turn(limit: &Arc<Gate>, accesses: &Accesses) -> Permit {
+    let mut waiting = FuturesUnordered::new();
+    let mut queued = BTreeSet::new();
+    loop {
+        // Before the parties are looked at, so that none joins unseen.
+        let joined = accesses.joined();
+        for party in accesses.parties() {
+            if queued.insert(party.clone()) {
+                let limit = Arc::clone(limit);
+                waiting.push(async move {
+                    let permit = limit.acquire(&party).await;
+                    (party, permit)
+                });
+            }
+        }
+        tokio::select! {
+            Some((party, permit)) = waiting.next() => {
+                queued.remove(&party);
+                // A place is not counted for a party that has gone.
+                if accesses.parties().contains(&party) {
+                    // The connections are to be counted for the same party.
+                    accesses.prefer(&party);
+                    return permit;
+                }
+            }
+            () = joined => {}
+        }
+    }
 }
 
 fn is_worth_resuming(error: &FetchError) -> bool {

@@ -59,6 +59,29 @@ async fn service(directory: &Path) -> Builder {
     Builder::start(config).await.unwrap()
 }
 
+/// A build of alice's that is live and never runs.
+async fn stored(builder: &Builder, directory: &Path) -> BuildId {
+    let id = BuildId::generate();
+    builder.inner.live.insert(id);
+    let new = NewBuild {
+        id,
+        request: request(),
+        created_at: now(),
+        rootfs_path: directory.join("none"),
+        lines: vec![NewLine::new(Level::Info, Component::Builder, "first")],
+    };
+    let inserted = builder
+        .inner
+        .store
+        .insert(new, tenant::Tier::Pro, |_| Ok(Vec::new()));
+    inserted.await.unwrap();
+    id
+}
+
+fn inner_places(builder: &Builder) -> usize {
+    builder.inner.log_streams.count()
+}
+
 fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -68,25 +91,39 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
+#[tokio::test]
+async fn a_tenant_opens_so_many_logs_and_a_refusal_reads_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let builder = service(directory.path()).await;
+    let id = stored(&builder, directory.path()).await;
+    let open = |tenant: &str| builder.open_log(tenant.parse().unwrap(), id, 0, true);
+    let mut streams = Vec::new();
+    for _ in 0..MAX_LOG_STREAMS_PER_TENANT {
+        streams.push(open("alice").await.map_err(|error| error.to_string()).unwrap());
+    }
+    for _ in 0..3 {
+        let refused = open("alice").await.map(drop).unwrap_err();
+        assert!(matches!(refused, ServiceError::ResourceExhausted(_)), "{refused}");
+    }
+    // It is a bound for each tenant, and a refusal takes no place.
+    for _ in 0..3 {
+        let refused = open("bob").await.map(drop).unwrap_err();
+        assert!(matches!(refused, ServiceError::PermissionDenied), "{refused}");
+    }
+    assert_eq!(inner_places(&builder), MAX_LOG_STREAMS_PER_TENANT);
+    streams.pop();
+    streams.push(open("alice").await.map_err(|error| error.to_string()).unwrap());
+    drop(streams);
+    assert_eq!(inner_places(&builder), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_followers_see_all_lines_and_those_who_do_not_read_hold_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let builder = service(directory.path()).await;
     let inner = Arc::clone(&builder.inner);
-    let id = BuildId::generate();
-    let live = inner.live.insert(id);
-    let new = NewBuild {
-        id,
-        request: request(),
-        created_at: now(),
-        rootfs_path: directory.path().join("none"),
-        lines: vec![NewLine::new(Level::Info, Component::Builder, "first")],
-    };
-    inner
-        .store
-        .insert(new, tenant::Tier::Pro, |_| Ok(Vec::new()))
-        .await
-        .unwrap();
+    let id = stored(&builder, directory.path()).await;
+    let live = inner.live.get(id).unwrap();
 
     let before = resident_bytes();
     let mut readers = Vec::new();

@@ -29,9 +29,10 @@ async fn a_database_of_version_2_is_brought_to_this_one_with_everything_in_it() 
     assert_eq!(completed.image_removed_at, None);
     let id = completed.id;
     let lines = store
-        .read(move |connection| lines_after(connection, id, 1, 10))
+        .read(move |connection| lines_after(connection, id, 1, page(10)))
         .await
-        .unwrap();
+        .unwrap()
+        .lines;
     assert_eq!(lines.len(), 3);
     assert_eq!(store.unfinished().await.unwrap().len(), 2);
 
