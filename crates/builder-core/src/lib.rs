@@ -18,6 +18,8 @@ pub mod error;
 pub mod event;
 #[cfg(feature = "service")]
 mod image_cache;
+#[cfg(feature = "service")]
+pub mod observe;
 pub mod optimize;
 mod options;
 #[cfg(feature = "service")]

@@ -70,7 +70,7 @@ impl AssetClient {
         let request = self.request(&asset.tenant_id, &asset.customer_id, parts, limit)?;
         let mut grpc = self.grpc();
         let answer: UploadAssetResponse = self
-            .within(limit, async move {
+            .within(call, limit, async move {
                 grpc.ready().await.map_err(|error| unavailable(&error))?;
                 let started = Instant::now();
                 let sent = grpc.client_streaming(request, path, ProstCodec::default());
