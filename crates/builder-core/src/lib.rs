@@ -46,3 +46,5 @@ pub use error::{BuildError, BuildErrorKind, ServiceError, StartError, StartError
 pub use image_cache::ImageCache;
 #[cfg(feature = "service")]
 pub use pack_cache::PackCache;
+#[cfg(feature = "service")]
+pub use store::backup;

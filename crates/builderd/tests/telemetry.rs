@@ -80,7 +80,7 @@ impl Daemon {
                 kept.lock().unwrap().push(line);
             }
         });
-        let mut next = |wanted| {
+        let next = |wanted| {
             let (name, address): (&str, SocketAddr) = addresses
                 .recv_timeout(PATIENCE)
                 .unwrap_or_else(|_| panic!("no {wanted}: {:?}", log.lock().unwrap()));

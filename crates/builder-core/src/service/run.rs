@@ -438,7 +438,7 @@ async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, ending: Ending) {
 }
 
 /// Tells who watches how a build ended. What cannot be read now is not told: figures are worth no failure.
-async fn tell_end(inner: &Inner, id: BuildId, failure: Option<&'static str>) {
+pub(super) async fn tell_end(inner: &Inner, id: BuildId, failure: Option<&'static str>) {
     let Ok(Some(stored)) = inner.store.get(id).await else {
         return;
     };

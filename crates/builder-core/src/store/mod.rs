@@ -10,6 +10,7 @@
 //! last commits). The price is one `fsync` per commit; log lines and progress are written in batches to keep that low.
 
 mod audit;
+pub mod backup;
 mod builds;
 mod logs;
 mod outbox;
