@@ -81,19 +81,13 @@ fn an_installation_in_a_clean_root_is_whole_and_goes_without_a_trace() {
     ];
     assert_eq!(files, expected.map(str::to_owned).into());
     let installed = place.path().join("usr/bin/builderd");
-    assert_eq!(
-        installed.metadata().unwrap().permissions().mode() & 0o777,
-        0o755
-    );
+    assert_eq!(installed.metadata().unwrap().permissions().mode() & 0o777, 0o755);
     let version = Command::new(&installed).arg("--version").output().unwrap();
     assert!(version.status.success(), "{version:?}");
 
     // A configuration is the operator's: a second installation leaves it, and so does the removal.
     let settings = place.path().join("etc/builderd/builderd.env");
-    assert_eq!(
-        settings.metadata().unwrap().permissions().mode() & 0o777,
-        0o640
-    );
+    assert_eq!(settings.metadata().unwrap().permissions().mode() & 0o777, 0o640);
     fs::write(&settings, "UNKEY_BUILDERD_PORT=1\n").unwrap();
     make("install", place.path(), binaries.path());
     assert_eq!(fs::read_to_string(&settings).unwrap(), "UNKEY_BUILDERD_PORT=1\n");

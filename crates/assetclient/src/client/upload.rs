@@ -48,7 +48,12 @@ impl AssetClient {
         Ok(id)
     }
 
-    async fn send<C>(&self, asset: &RegisterAsset, content: C, call: &str) -> Result<AssetId, AssetErrorKind>
+    async fn send<C>(
+        &self,
+        asset: &RegisterAsset,
+        content: C,
+        call: &'static str,
+    ) -> Result<AssetId, AssetErrorKind>
     where
         C: AsyncRead + Send + Unpin + 'static,
     {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod monitoring;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
@@ -342,6 +344,12 @@ async fn metrics_and_traces_tell_of_builds_that_completed_failed_and_were_cancel
         .filter(|name| name.starts_with("builderd_"))
         .collect();
 
+    // What is still open at the end is not sent: the span of the registration ends after its answer is stored.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !collector.spans().iter().any(|span| span.name == "register") {
+        assert!(std::time::Instant::now() < deadline, "{:?}", collector.spans());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let (status, log) = daemon.stop();
     assert!(status.success(), "{status}");
     assert_eq!(collector.unreadable(), 0);
