@@ -40,7 +40,7 @@ use crate::{
     build::BuildId,
     pipeline::Outcome,
     request::BuildRequest,
-    store::{Claimed, Registration, Store},
+    store::{Claimed, Duty, Registration, Store},
 };
 
 /// Calls at the same time.
