@@ -1,6 +1,6 @@
 //! `builderd serve`.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use builder_core::{StartError, StartErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
