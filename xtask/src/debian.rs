@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::context::{Result, has_program, is_root, run};
 
 /// Programs that tests run or that make their images, and the packages that have them.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 24] = [
     ("bsdtar", "libarchive-tools"),
     ("buildah", "buildah"),
     ("busybox", "busybox-static"),
@@ -14,17 +14,20 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("dmsetup", "dmsetup"),
     ("docker-registry", "docker-registry"),
     ("htpasswd", "apache2-utils"),
+    ("make", "make"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mmdebstrap", "mmdebstrap"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("openssl", "openssl"),
+    ("prometheus", "prometheus"),
     ("ps", "procps"),
     ("python3", "python3"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("skopeo", "skopeo"),
     ("strace", "strace"),
+    ("systemd-analyze", "systemd"),
     ("umoci", "umoci"),
     ("veritysetup", "cryptsetup-bin"),
 ];

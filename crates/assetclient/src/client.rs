@@ -1,6 +1,6 @@
 //! The calls.
 
-use std::{error::Error as _, fmt, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::PathAndQuery};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -20,6 +20,7 @@ use crate::{
     asset::{AssetId, AssetKind, AssetState, KnownAsset, Owner, RegisterAsset, StorageBackend},
     config::{Config, InvalidConfig, Tls},
     error::{AssetError, AssetErrorKind},
+    observe::CallObserver,
     proto,
 };
 
@@ -37,6 +38,7 @@ const LONGEST_MESSAGE: usize = 500;
 pub struct AssetClient {
     config: Config,
     channel: Channel,
+    observer: Option<Arc<dyn CallObserver + Send + Sync>>,
 }
 
 impl AssetClient {
@@ -57,7 +59,25 @@ impl AssetClient {
                 .connect_timeout(config.connect_timeout)
                 .connect_lazy()
         };
-        Ok(Self { config, channel })
+        Ok(Self {
+            config,
+            channel,
+            observer: None,
+        })
+    }
+
+    /// Tells `observer` of every call.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn CallObserver + Send + Sync>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Says that what is done within `span`, just made and not entered yet, is done for that build.
+    pub fn attempts(&self, build_id: &str, span: &tracing::Span) {
+        if let Some(observer) = &self.observer {
+            observer.attempts(build_id, span);
+        }
     }
 
     /// As it was made.
@@ -178,7 +198,7 @@ impl AssetClient {
         let path = self.path(method)?;
         let request = self.request(tenant_id, customer_id, message, self.config.timeout)?;
         let mut grpc = self.grpc();
-        self.within(self.config.timeout, async move {
+        self.within(method, self.config.timeout, async move {
             grpc.ready().await.map_err(|error| unavailable(&error))?;
             let started = Instant::now();
             let answer = grpc.unary(request, path, ProstCodec::default()).await;
@@ -199,7 +219,11 @@ impl AssetClient {
         message: M,
         limit: Duration,
     ) -> Result<Request<M>, AssetErrorKind> {
-        let headers = MetadataMap::from_headers(headers(tenant_id, customer_id)?);
+        let mut headers = headers(tenant_id, customer_id)?;
+        if let Some(observer) = &self.observer {
+            observer.calling(&mut headers);
+        }
+        let headers = MetadataMap::from_headers(headers);
         let mut request = Request::from_parts(headers, Extensions::default(), message);
         request.set_timeout(limit);
         Ok(request)
@@ -211,11 +235,16 @@ impl AssetClient {
 
     async fn within<R>(
         &self,
+        method: &'static str,
         limit: Duration,
         call: impl Future<Output = Result<R, AssetErrorKind>>,
     ) -> Result<R, AssetErrorKind> {
         let answered = timeout(limit, call).await;
-        answered.unwrap_or(Err(AssetErrorKind::Timeout { timeout: limit }))
+        let result = answered.unwrap_or(Err(AssetErrorKind::Timeout { timeout: limit }));
+        if let Some(observer) = &self.observer {
+            observer.answered(method, result.as_ref().err().map_or("OK", code_of));
+        }
+        result
     }
 
     fn answer<R>(
@@ -372,6 +401,19 @@ fn asset_id(id: String) -> Result<AssetId, AssetErrorKind> {
         return wrong("the asset's id is too long or holds control characters");
     }
     Ok(AssetId(id))
+}
+
+/// What a failed call was answered with, in gRPC's words.
+const fn code_of(kind: &AssetErrorKind) -> &'static str {
+    match kind {
+        AssetErrorKind::InvalidInput { .. } => "INVALID_ARGUMENT",
+        AssetErrorKind::Unreachable { .. } | AssetErrorKind::Unavailable { .. } => "UNAVAILABLE",
+        AssetErrorKind::Timeout { .. } => "DEADLINE_EXCEEDED",
+        AssetErrorKind::AlreadyExists { .. } => "ALREADY_EXISTS",
+        AssetErrorKind::InUse { .. } => "FAILED_PRECONDITION",
+        AssetErrorKind::Refused { code, .. } | AssetErrorKind::Failed { code, .. } => code,
+        AssetErrorKind::Content { .. } | AssetErrorKind::Protocol { .. } => "INTERNAL",
+    }
 }
 
 /// An error and its sources in one line.

@@ -44,6 +44,7 @@ mod asset;
 mod client;
 mod config;
 mod error;
+mod observe;
 
 pub use asset::{
     AssetId, AssetKind, AssetState, FinishedImage, KnownAsset, Owner, RegisterAsset, StorageBackend,
@@ -51,6 +52,7 @@ pub use asset::{
 pub use client::AssetClient;
 pub use config::{Config, Delivery, InvalidConfig, ServiceName, Tls, UnknownServiceName};
 pub use error::{AssetError, AssetErrorKind};
+pub use observe::CallObserver;
 
 /// The messages of the wire.
 #[allow(dead_code, missing_docs, unreachable_pub, clippy::all, reason = "generated")]

@@ -47,6 +47,30 @@ pub enum BuildErrorKind {
     Internal,
 }
 
+impl BuildErrorKind {
+    /// The kind in one word, as `image_not_found`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::InvalidArgument { .. } => "invalid_argument",
+            Self::ImageNotFound => "image_not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::RegistryUnreachable => "registry_unreachable",
+            Self::RateLimited => "rate_limited",
+            Self::DigestMismatch => "digest_mismatch",
+            Self::UnsupportedImage => "unsupported_image",
+            Self::CorruptLayer => "corrupt_layer",
+            Self::LimitExceeded => "limit_exceeded",
+            Self::OutputNotWritable => "output_not_writable",
+            Self::DiskFull => "disk_full",
+            Self::BackendUnavailable => "backend_unavailable",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 /// Why a build ended without an image, with a message for its tenant.
 #[derive(Debug)]
 pub struct BuildError {

@@ -1,11 +1,17 @@
 //! What happens during a build: the log stream and the progress bar are both made of these.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::build::{BuildMetrics, BuildState, ImageMetadata};
+use crate::{
+    build::{BuildMetrics, BuildState, ImageMetadata},
+    observe::{Step, StepOutcome},
+};
 
 /// How much an operator or a tenant should care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,6 +118,15 @@ pub enum Event {
     Metadata(Box<ImageMetadata>),
     /// What a build took that ends without an image.
     Spent(Box<BuildMetrics>),
+    /// A step of the build ended: for figures, not for people.
+    Step {
+        /// Which.
+        step: Step,
+        /// How.
+        outcome: StepOutcome,
+        /// How long it took.
+        duration: Duration,
+    },
 }
 
 /// Where a running build tells what happens. Cloned into every part of the pipeline.

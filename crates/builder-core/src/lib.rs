@@ -18,6 +18,8 @@ pub mod error;
 pub mod event;
 #[cfg(feature = "service")]
 mod image_cache;
+#[cfg(feature = "service")]
+pub mod observe;
 pub mod optimize;
 mod options;
 #[cfg(feature = "service")]
@@ -44,3 +46,5 @@ pub use error::{BuildError, BuildErrorKind, ServiceError, StartError, StartError
 pub use image_cache::ImageCache;
 #[cfg(feature = "service")]
 pub use pack_cache::PackCache;
+#[cfg(feature = "service")]
+pub use store::backup;

@@ -5,6 +5,7 @@ use std::{ffi::OsString, io, net::SocketAddr, sync::Arc, time::Duration};
 use builder_core::{
     StartError, StartErrorKind,
     artifact::ArtifactConfig,
+    observe::Observer,
     service::{Builder, BuilderConfig, Check},
 };
 use oci_fetch::{ClientConfig, FetchError, Loopback};
@@ -21,6 +22,7 @@ use crate::{
     guest, isolation,
     proto::builder_service_server::BuilderServiceServer,
     service::Service,
+    telemetry::{Instruments, Metrics, MetricsError, RunningMetrics},
     tls::{FileRole, Tls, TlsError},
 };
 
@@ -46,6 +48,7 @@ pub struct Daemon {
     drain: CancellationToken,
     stop: CancellationToken,
     serving: JoinHandle<()>,
+    metrics: Option<RunningMetrics>,
 }
 
 /// Why the daemon does not serve.
@@ -105,15 +108,22 @@ impl Daemon {
         let listener = listener.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
 
-        let builder = Builder::start(builder_config(
-            config,
-            worker_command,
-            fetch,
-            tenants,
-            asset_manager,
-        )?)
-        .await
-        .map_err(|error| start_error(error, &config.artifacts))?;
+        let metrics = match &config.telemetry {
+            None => None,
+            Some(telemetry) => Some(
+                Metrics::open(telemetry, config.storage_max_bytes)
+                    .await
+                    .map_err(metrics_error)?,
+            ),
+        };
+        let observer: Arc<dyn Observer> = match &metrics {
+            None => Arc::new(Instruments::silent()),
+            Some(metrics) => metrics.instruments(),
+        };
+        let prepared = builder_config(config, worker_command, fetch, tenants, asset_manager)?;
+        let builder = Builder::start_observed(prepared, observer)
+            .await
+            .map_err(|error| start_error(error, &config.artifacts))?;
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
@@ -146,9 +156,11 @@ impl Daemon {
         if let Some(log) = &audit {
             tokio::spawn(log.clone().export(builder.clone(), stop.clone()));
         }
+        let metrics = metrics.map(|metrics| metrics.serve(builder.clone()));
         Ok(Self {
             address,
             audit,
+            metrics,
             builder,
             reporter,
             drain,
@@ -161,6 +173,12 @@ impl Daemon {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where Prometheus finds the metrics, when they are served.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().and_then(RunningMetrics::address)
     }
 
     /// Drains, then stops: health checks say so at once, followed logs end, running builds may finish for `grace`.
@@ -177,6 +195,9 @@ impl Daemon {
         }
         if let Some(audit) = self.audit {
             audit.flush(AUDIT_PATIENCE).await;
+        }
+        if let Some(metrics) = self.metrics {
+            metrics.stop().await;
         }
     }
 }
@@ -299,6 +320,17 @@ fn builder_config(
         audit: config.audit.is_some(),
         cleanup_interval: config.cleanup_interval,
     })
+}
+
+fn metrics_error(error: MetricsError) -> DaemonError {
+    let setting = match &error {
+        MetricsError::Listen { .. } => "OTEL_PROMETHEUS_PORT",
+        _ => "OTEL_ENDPOINT",
+    };
+    DaemonError::Setting {
+        setting,
+        source: Box::new(error),
+    }
 }
 
 /// What the registry client may do.

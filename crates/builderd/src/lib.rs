@@ -28,4 +28,5 @@ pub mod proto;
 pub mod service;
 mod size;
 pub mod status;
+pub mod telemetry;
 pub mod tls;

@@ -3,6 +3,7 @@
 //! - [`image`]: container images as code, from an ordinary file up to bytes that no honest tool writes.
 //! - [`registry`]: a registry that misbehaves on request.
 //! - [`assetmanagerd`]: the service that finished images are registered with.
+//! - [`otlp`]: a collector that keeps the spans and metrics that it is sent.
 //! - [`pki`]: authorities and certificates, good and bad ones.
 //! - [`workload_api`]: a SPIFFE agent that renews identities, goes away and comes back.
 //! - [`vm`]: a virtual machine that boots an image, where QEMU and a kernel are there.
@@ -16,6 +17,7 @@
 pub mod assetmanagerd;
 pub mod image;
 pub mod lab;
+pub mod otlp;
 pub mod pki;
 pub mod registry;
 pub mod vm;

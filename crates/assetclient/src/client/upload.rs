@@ -48,7 +48,12 @@ impl AssetClient {
         Ok(id)
     }
 
-    async fn send<C>(&self, asset: &RegisterAsset, content: C, call: &str) -> Result<AssetId, AssetErrorKind>
+    async fn send<C>(
+        &self,
+        asset: &RegisterAsset,
+        content: C,
+        call: &'static str,
+    ) -> Result<AssetId, AssetErrorKind>
     where
         C: AsyncRead + Send + Unpin + 'static,
     {
@@ -70,7 +75,7 @@ impl AssetClient {
         let request = self.request(&asset.tenant_id, &asset.customer_id, parts, limit)?;
         let mut grpc = self.grpc();
         let answer: UploadAssetResponse = self
-            .within(limit, async move {
+            .within(call, limit, async move {
                 grpc.ready().await.map_err(|error| unavailable(&error))?;
                 let started = Instant::now();
                 let sent = grpc.client_streaming(request, path, ProstCodec::default());

@@ -29,6 +29,7 @@ use tokio::{
     task::{Id, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 pub(crate) use self::{
     attempt::owner,
@@ -39,7 +40,7 @@ use crate::{
     build::BuildId,
     pipeline::Outcome,
     request::BuildRequest,
-    store::{Claimed, Registration, Store},
+    store::{Claimed, Duty, Registration, Store},
 };
 
 /// Calls at the same time.
@@ -194,7 +195,21 @@ impl Outbox {
     }
 
     async fn attempt(&self, claimed: Claimed) {
-        let ended = attempt::run(self, &claimed).await;
+        let name = match &claimed.duty {
+            Duty::Register(_) => "register",
+            Duty::Delete(_) => "delete",
+        };
+        let span = tracing::info_span!(
+            parent: None,
+            "asset",
+            otel.name = name,
+            otel.kind = "client",
+            build.id = %claimed.build,
+            tenant.id = %claimed.tenant,
+            attempt = claimed.attempts,
+        );
+        self.client.attempts(&claimed.build.to_string(), &span);
+        let ended = attempt::run(self, &claimed).instrument(span).await;
         if let Err(error) = ended {
             // The row was dated before the attempt: it comes again, and looks first.
             tracing::error!(build.id = %claimed.build, error = &error as &dyn std::error::Error, "Failed to store what assetmanagerd said");

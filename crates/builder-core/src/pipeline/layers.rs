@@ -18,6 +18,7 @@ use tokio::{
     net::unix::pipe,
     sync::OwnedMutexGuard,
 };
+use tracing::Instrument as _;
 
 use super::{Work, blocking, fetch, own::counted, progress::megabytes, stop::Reason};
 use crate::{
@@ -96,7 +97,10 @@ pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildErro
     let mut order: Vec<usize> = (0..n_layers).collect();
     order.sort_by_key(|&layer_idx| Reverse(work.image.layers[layer_idx].size_bytes));
     let mut results = futures_util::stream::iter(order)
-        .map(|layer_idx| async move { (layer_idx, one_with_leaves(work, layer_idx).await) })
+        .map(|layer_idx| {
+            let span = tracing::info_span!("layer", layer.index = layer_idx);
+            async move { (layer_idx, one_with_leaves(work, layer_idx).await) }.instrument(span)
+        })
         .buffer_unordered(in_parallel);
     let mut files: Vec<Option<LayerFile>> = (0..n_layers).map(|_| None).collect();
     let mut first_error = None;

@@ -46,6 +46,7 @@ use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Event, EventSender, Level},
     image_cache::ImageCache,
+    observe::{self, Step},
     pack_cache::{Grant, PackCache},
     request::{Backend, BuildRequest, InitStrategy, LayerMode},
     shape::{GuestInit, shape},
@@ -244,7 +245,12 @@ async fn build(
     progress.enter(BuildState::Pulling).await;
     progress.report().await;
 
-    let resolved = stop.unless(fetch::resolve(config, request)).await?;
+    let resolved = observe::step(
+        events,
+        Step::Resolve,
+        stop.unless(fetch::resolve(config, request)),
+    )
+    .await?;
     let image = &resolved.image;
     let n_layers = image.layers.len();
     let compressed_bytes: u64 = image.layers.iter().map(|layer| layer.size_bytes).sum();
@@ -291,7 +297,7 @@ async fn build(
     };
     plan(&work, compressed_bytes)?;
     progress.plan(n_layers, compressed_bytes);
-    let layers = layers::collect(&work).await?;
+    let layers = observe::step(events, Step::Layers, layers::collect(&work)).await?;
     // An image without layers has passed all the same.
     progress.enter(BuildState::Extracting).await;
 
@@ -308,7 +314,7 @@ async fn build(
     }
     let reuse = Reuse::new(&work, &layers, &shaped);
     let reused = match &reuse {
-        Some(reuse) => reuse.copy(&work, &draft).await?,
+        Some(reuse) => observe::step(events, Step::Reuse, reuse.copy(&work, &draft)).await?,
         None => None,
     };
     let (written, checksum, finishing) = match reused {
@@ -317,8 +323,10 @@ async fn build(
             (written, checksum, progress.elapsed())
         }
         None => {
-            let (mut written, contents) = assemble::write(&work, &layers, &shaped, draft.file()).await?;
-            let filled = contents::fill(&work, contents, &draft, written.size_bytes).await?;
+            let writing = assemble::write(&work, &layers, &shaped, draft.file());
+            let (mut written, contents) = observe::step(events, Step::Write, writing).await?;
+            let filling = contents::fill(&work, contents, &draft, written.size_bytes);
+            let filled = observe::step(events, Step::Contents, filling).await?;
             written.measure(draft.file())?;
             (written, filled.checksum, filled.copied)
         }
@@ -347,7 +355,8 @@ async fn build(
     // From here on the image is there; a cancellation comes too late.
     let metadata_path = {
         let metadata = shaped.metadata.clone();
-        blocking(move || draft.publish(&metadata)).await??
+        let placing = async { blocking(move || draft.publish(&metadata)).await? };
+        observe::step(events, Step::Place, placing).await?
     };
     if let Some(reuse) = reuse {
         reuse.remember(output, &checksum, written.verity).await;

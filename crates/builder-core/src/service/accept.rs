@@ -14,6 +14,16 @@ use crate::{
 };
 
 pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
+    let tenant = request.tenant.tenant_id.clone();
+    let observer = Arc::clone(&inner.observer);
+    let result = admit(inner, request).await;
+    if let Err(ServiceError::ResourceExhausted(_)) = &result {
+        observer.refused(&tenant);
+    }
+    result
+}
+
+async fn admit(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
     let checked = validate::request(&request, &inner.config.guest_architecture)?;
     if inner.unstored.load(Ordering::Relaxed) > 0 {
         return Err(ServiceError::DatabaseUnavailable);
@@ -63,6 +73,7 @@ pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<B
             });
         }
     };
+    inner.observer.accepted(&id);
     {
         let mut queue = inner.lock_queue();
         queue.give_back();

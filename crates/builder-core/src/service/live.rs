@@ -27,6 +27,7 @@ pub(super) struct LiveBuild {
     lines: broadcast::Sender<LogLine>,
     end: CancellationToken,
     end_reason: OnceLock<EndReason>,
+    failure: OnceLock<&'static str>,
     ended: CancellationToken,
     progress: Mutex<Option<(u8, String)>>,
 }
@@ -37,6 +38,7 @@ impl LiveBuild {
             lines: broadcast::Sender::new(CHANNEL_LINES),
             end: CancellationToken::new(),
             end_reason: OnceLock::new(),
+            failure: OnceLock::new(),
             ended: CancellationToken::new(),
             progress: Mutex::default(),
         }
@@ -50,6 +52,15 @@ impl LiveBuild {
 
     pub(super) fn end_reason(&self) -> Option<EndReason> {
         self.end_reason.get().copied()
+    }
+
+    /// Keeps the kind of the error that ends the build, for the figures.
+    pub(super) fn set_failure(&self, kind: &'static str) {
+        let _ = self.failure.set(kind);
+    }
+
+    pub(super) fn failure(&self) -> Option<&'static str> {
+        self.failure.get().copied()
     }
 
     /// Cancelled when the build is to end.

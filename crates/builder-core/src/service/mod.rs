@@ -22,6 +22,7 @@ mod cleanup;
 mod follow;
 mod health;
 mod live;
+mod load;
 mod queue;
 mod recover;
 mod removal;
@@ -46,6 +47,7 @@ use futures_util::{Stream, TryStreamExt as _};
 use tenant::{TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::{
     follow::LogStreams,
@@ -56,6 +58,7 @@ use self::{
 pub use self::{
     follow::{MAX_LOG_STREAMS, MAX_LOG_STREAMS_PER_TENANT},
     health::{Check, Health},
+    load::Load,
     usage::{BuildStats, QuotaViolation, StatsWindow, TenantQuotas},
 };
 pub use crate::store::TenantUsage;
@@ -65,6 +68,7 @@ use crate::{
     error::{ServiceError, StartError, StartErrorKind},
     event::LogLine,
     image_cache::ImageCache,
+    observe::{Observer, Unobserved},
     outbox::{Outbox, SystemClock},
     pack_cache::PackCache,
     pipeline::{BuildLimits, PipelineConfig},
@@ -179,6 +183,7 @@ impl fmt::Debug for Builder {
 
 struct Inner {
     config: BuilderConfig,
+    observer: Arc<dyn Observer>,
     /// With the limits of the machine; each build's own are cut from them.
     pipeline: PipelineConfig,
     store: Store,
@@ -210,10 +215,24 @@ impl Builder {
     /// # Errors
     /// See [`StartErrorKind`].
     pub async fn start(config: BuilderConfig) -> Result<Self, StartError> {
+        Self::start_observed(config, Arc::new(Unobserved)).await
+    }
+
+    /// As [`start`](Self::start), with somebody to watch.
+    ///
+    /// # Errors
+    /// See [`StartErrorKind`].
+    pub async fn start_observed(
+        config: BuilderConfig,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, StartError> {
         let assets = match &config.asset_manager {
-            Some(assets) => Some(AssetClient::connect_lazy(assets.clone()).map_err(|error| {
-                StartError::new(StartErrorKind::AssetManager, error.to_string()).with_source(error)
-            })?),
+            Some(assets) => {
+                let client = AssetClient::connect_lazy(assets.clone()).map_err(|error| {
+                    StartError::new(StartErrorKind::AssetManager, error.to_string()).with_source(error)
+                })?;
+                Some(client.with_observer(Arc::clone(&observer) as _))
+            }
             None => None,
         };
         let uploads = config
@@ -241,6 +260,7 @@ impl Builder {
         let inner = Arc::new(Inner {
             artifacts,
             outbox_changed: Arc::new(Notify::new()),
+            observer,
             removals: RemovalLocks::default(),
             make_room: Arc::new(Notify::new()),
             storage_full: AtomicBool::new(false),
@@ -500,7 +520,8 @@ impl Inner {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, ServiceError> {
-    let result = tokio::spawn(work).await;
+    // Within the span of the request, so that what it starts knows what it belongs to.
+    let result = tokio::spawn(work.in_current_span()).await;
     result.unwrap_or_else(|error| Err(ServiceError::Internal(Box::new(error))))
 }
 

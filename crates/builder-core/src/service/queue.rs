@@ -74,6 +74,11 @@ impl Queue {
         u32::try_from(position).ok()
     }
 
+    /// Builds that run, and builds that wait.
+    pub(super) fn lengths(&self) -> (usize, usize) {
+        (self.running, self.waiting.len())
+    }
+
     /// From now on nothing is accepted and nothing started.
     pub(super) const fn drain(&mut self) {
         self.draining = true;

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use super::{
     Inner, Waiting,
     cleanup::{self, Orphans},
-    run::CREDENTIALS_LOST,
+    run::{self, CREDENTIALS_LOST},
 };
 use crate::{
     build::BuildState,
@@ -55,6 +55,11 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
                 ..BuildChange::default()
             };
             inner.store.change(build.id, change).await.map_err(failed)?;
+            let failure = match stored.needs_credentials {
+                true => "credentials_lost",
+                false => "internal",
+            };
+            run::tell_end(inner, build.id, Some(failure)).await;
             continue;
         }
         if was_running {

@@ -10,6 +10,7 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::{
     Inner,
@@ -23,6 +24,7 @@ use crate::{
     build::{BuildId, BuildMetrics, BuildState},
     error::{BuildError, BuildErrorKind},
     event::{self, Component, Event, EventSender, Level, LogLine},
+    observe::{self, EndedBuild, Step},
     outbox,
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
     request::BuildRequest,
@@ -63,8 +65,14 @@ enum Ending {
 /// How long the end of a cancelled build waits for its files to be removed.
 const REMOVAL_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Runs a build from its turn to its end.
+/// Runs a build from its turn to its end, within a span of its own.
 pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
+    let span = observe::build_span(&waiting.id, &waiting.request.tenant.tenant_id);
+    inner.observer.begins(&waiting.id, &span);
+    run_one(inner, waiting).instrument(span).await;
+}
+
+async fn run_one(inner: &Arc<Inner>, waiting: Waiting) {
     let Waiting { id, request, live } = waiting;
     let had_credentials = request.source.credentials.is_some();
     let tenant = request.tenant.tenant_id.clone();
@@ -86,7 +94,8 @@ pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
     let cancel = live.end_token().clone();
     let service = Arc::clone(inner);
     // A task of its own: a panic in it ends this build and nothing else.
-    let work = tokio::spawn(async move { build(&service, id, &request, events, cancel).await });
+    let work =
+        tokio::spawn(async move { build(&service, id, &request, events, cancel).await }.in_current_span());
     let untold = record(inner, id, &live, received).await;
     let result = work
         .await
@@ -179,7 +188,8 @@ async fn build(
     let begun = Instant::now();
     let mut outcome = pipeline::run(&pipeline, request, &output, events.clone(), cancel.clone()).await?;
     let deadline = pipeline.limits.timeout.map(|limit| (begun + limit, limit));
-    let published = match publish(inner, &key, &outcome, &events, &cancel, deadline).await {
+    let publishing = publish(inner, &key, &outcome, &events, &cancel, deadline);
+    let published = match observe::step(&events, Step::Publish, publishing).await {
         Ok(published) => published,
         Err(error) => {
             events.send(Event::Spent(Box::new(outcome.metrics))).await;
@@ -378,6 +388,11 @@ async fn record(
                     change.lines.extend(left_out);
                 }
                 Event::Spent(metrics) => change.metrics = Some(*metrics),
+                Event::Step {
+                    step,
+                    outcome,
+                    duration,
+                } => inner.observer.step(step, outcome, duration),
             }
         }
         let only_figures = change.lines.is_empty()
@@ -413,15 +428,45 @@ async fn end(inner: &Inner, id: BuildId, live: &LiveBuild, ending: Ending) {
         }
         Ending::Requeued(line) => {
             let requeue = || inner.store.requeue(id, line.clone(), Requeued::Shutdown);
+            inner.observer.requeued(&id);
             ("pending", persist(inner, id, requeue).await)
         }
     };
     if let Some(lines) = stored {
         live.broadcast(lines);
+        Span::current().record("build.state", state);
         tracing::info!(build.id = %id, build.state = state, "Build ended");
         inner.outbox_changed.notify_one();
+        tell_end(inner, id, live.failure()).await;
     }
     inner.live.remove(id);
+}
+
+/// Tells who watches how a build ended. What cannot be read now is not told: figures are worth no failure.
+pub(super) async fn tell_end(inner: &Inner, id: BuildId, failure: Option<&'static str>) {
+    let Ok(Some(stored)) = inner.store.get(id).await else {
+        return;
+    };
+    let build = stored.build;
+    if !build.state.is_terminal() {
+        return;
+    }
+    let tenant = build.request.tenant.tenant_id;
+    let tier = inner.store.tier(tenant.clone()).await.ok().flatten();
+    let duration = match (build.started_at, build.completed_at) {
+        // A clock that was set back in between gives no figure.
+        (Some(begun), Some(ended)) => ended.duration_since(begun).ok(),
+        _ => None,
+    };
+    inner.observer.ended(&EndedBuild {
+        id,
+        tier: tier.unwrap_or_else(|| inner.config.tenants.default_tier()),
+        tenant,
+        state: build.state,
+        failure: failure.filter(|_| build.state == BuildState::Failed),
+        duration,
+        metrics: build.metrics,
+    });
 }
 
 /// Stores a change that must not be lost: again and again while the database fails, until the service has stopped; then
@@ -520,6 +565,13 @@ fn given_up(
         tracing::error!(build.id = %id, error = error as &dyn std::error::Error, "Build failed by a fault of the service");
     } else {
         tracing::info!(build.id = %id, error = error as &dyn std::error::Error, "Build given up");
+    }
+    live.set_failure(match is_shutdown {
+        true => "credentials_lost",
+        false => error.kind().as_str(),
+    });
+    if state == BuildState::Failed {
+        Span::current().record("otel.status_code", "ERROR");
     }
     let line = match state {
         BuildState::Cancelled => "The build was cancelled".to_owned(),

@@ -11,6 +11,7 @@
 
 mod answer;
 mod audit;
+pub mod backup;
 mod builds;
 mod logs;
 mod outbox;

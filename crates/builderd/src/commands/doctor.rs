@@ -1,5 +1,7 @@
 //! `builderd doctor`: what this host offers, and what to do about what it does not.
 
+mod surroundings;
+
 use std::{
     fs, io,
     io::Write as _,
@@ -42,7 +44,8 @@ pub(super) fn command() -> Command {
     Command::new("doctor")
         .about("Check this host, and say what to do about what is missing")
         .long_about(
-            "Tries out every layer of isolation and every directory of the settings (variables UNKEY_BUILDERD_…), and \
+            "Tries out every layer of isolation and every directory of the settings (variables UNKEY_BUILDERD_…), looks at \
+             kernel, e2fsprogs, clock and registry, and \
              says what to do about what does not work. Ends with 69 when `builderd serve` would not start for it.",
         )
         .arg(
@@ -76,6 +79,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     for (setting, directory) in values.directories() {
         findings.push(directory_finding(setting, &directory));
     }
+    surroundings::findings(&values, &mut findings);
     let report: String = findings.iter().map(line).collect();
     io::stdout()
         .write_all(report.as_bytes())

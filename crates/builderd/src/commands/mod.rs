@@ -1,5 +1,6 @@
 //! What `builderd` can be asked to do.
 
+mod backup;
 mod build;
 mod config;
 mod doctor;
@@ -88,6 +89,7 @@ pub fn command() -> Command {
         .subcommand(doctor::command())
         .subcommand(tenant::command())
         .subcommand(usage::command())
+        .subcommand(backup::command())
         .subcommand(
             Command::new("worker")
                 .about("Parses layers and writes images for a build; started by the other commands")
@@ -104,6 +106,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Some(("doctor", matches)) => doctor::run(matches),
         Some(("tenant", matches)) => tenant::run(matches),
         Some(("usage", matches)) => usage::run(matches),
+        Some(("backup", matches)) => backup::run(matches),
         _ => Err(Failure::new(
             Exit::Usage,
             "no command given: see `builderd --help`",

@@ -1,6 +1,6 @@
 //! `builderd serve`.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use builder_core::{StartError, StartErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -13,11 +13,15 @@ use crate::{
     exit::{Exit, Failure},
     isolation::Insistence,
     logging,
+    telemetry::Traces,
     tls::{TlsError, TlsSettings},
 };
 
 /// Where `--dev` keeps its state.
 pub(super) const DEFAULT_STATE_DIRECTORY: &str = "./builderd-data";
+
+/// How long the collector may take for the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// The command line of `serve`: one flag for every setting.
 pub(super) fn command() -> Command {
@@ -74,9 +78,15 @@ fn flag(setting: &Setting) -> Arg {
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (_, config) = settings(matches)?;
-    logging::start(&config.log);
+    let traces = Traces::start(config.telemetry.as_ref()).map_err(|error| {
+        let message = format!("{VARIABLE_PREFIX}OTEL_ENDPOINT: {error}");
+        Failure::new(Exit::Usage, message)
+    })?;
+    logging::start(&config.log, Some(traces.tracer()));
     let runtime = runtime()?;
     let result = runtime.block_on(serve(config));
+    // On this thread, which may block: the spans of the last builds.
+    traces.stop(LAST_SPANS);
     // A second signal must not wait for what the first one asked to stop.
     runtime.shutdown_background();
     result
@@ -110,7 +120,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let daemon = Daemon::start(&config, super::worker_command())
         .await
         .map_err(|error| start_failure(&error))?;
-    announce(&config, daemon.address());
+    announce(&config, &daemon);
 
     let signal = signals.next().await;
     tracing::info!(signal, grace = ?config.shutdown_timeout, "Draining");
@@ -185,7 +195,8 @@ fn without_certificates(setting: &str) -> &'static str {
 }
 
 /// One line with what an operator looks for first, and warnings about what is open.
-fn announce(config: &Config, address: SocketAddr) {
+fn announce(config: &Config, daemon: &Daemon) {
+    let address = daemon.address();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         server.address = %address,
@@ -197,6 +208,9 @@ fn announce(config: &Config, address: SocketAddr) {
         development = config.development,
         "Serving"
     );
+    if let Some(metrics) = daemon.metrics_address() {
+        tracing::info!(metrics.address = %metrics, "Metrics for Prometheus");
+    }
     if config.isolation == Insistence::Off {
         tracing::warn!(
             "Workers are in no box (TENANT_ISOLATION_ENABLED=false): build only images that you trust this host with"

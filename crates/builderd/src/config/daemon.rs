@@ -16,6 +16,7 @@ use crate::{
     audit::AuditConfig,
     isolation::Insistence,
     prices::PriceTable,
+    telemetry::TelemetryConfig,
     tls::{ServerId, TlsSettings},
 };
 
@@ -98,6 +99,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// What is told to a collector and to Prometheus; `None` for nothing.
+    pub telemetry: Option<TelemetryConfig>,
 }
 
 /// What is logged, and how.
@@ -144,6 +147,7 @@ impl Config {
         let tls = security::tls(values, &mut errors);
         let authentication = security::authentication(values, &tls, &mut errors);
         let asset_manager_id = security::server_id(values, "ASSETMANAGER_SPIFFE_ID", &tls, &mut errors);
+        let telemetry = telemetry(values, &mut errors);
         let artifacts = storage::artifacts(values, &mut errors);
         let registry_proxies = registry_proxies(values, &mut errors);
         if !values.flag("DOCKER_MIRROR_FALLBACK") && values.text("DOCKER_REGISTRY_MIRROR").is_empty() {
@@ -228,6 +232,7 @@ impl Config {
                 max_files: values.integer("AUDIT_MAX_FILES"),
             }),
             log,
+            telemetry,
         })
     }
 }
@@ -248,6 +253,31 @@ fn refuse_what_is_missing(values: &Values, errors: &mut Vec<ConfigError>) {
              or UNKEY_BUILDERD_TENANT_ISOLATION_ENABLED=false to run without boxes",
         ));
     }
+}
+
+/// What is told to a collector and to Prometheus, when anything is.
+fn telemetry(values: &Values, errors: &mut Vec<ConfigError>) -> Option<TelemetryConfig> {
+    if !values.flag("OTEL_ENABLED") {
+        return None;
+    }
+    let endpoint = values
+        .text("OTEL_ENDPOINT")
+        .parse()
+        .map_err(|error| errors.push(values.refuse("OTEL_ENDPOINT", format!("{error}"))));
+    let interface = values.address("OTEL_PROMETHEUS_INTERFACE");
+    let port = values.integer("OTEL_PROMETHEUS_PORT");
+    let version = Some(values.text("OTEL_SERVICE_VERSION")).filter(|version| !version.is_empty());
+    Some(TelemetryConfig {
+        service_name: values.text("OTEL_SERVICE_NAME").to_owned(),
+        service_version: version.unwrap_or(env!("CARGO_PKG_VERSION")).to_owned(),
+        endpoint: endpoint.ok()?,
+        // Its form was checked when it was collected.
+        sampling_rate: values.text("OTEL_SAMPLING_RATE").parse().unwrap_or(1.0),
+        prometheus: values
+            .flag("OTEL_PROMETHEUS_ENABLED")
+            .then(|| SocketAddr::new(interface, port)),
+        by_tenant: values.flag("OTEL_HIGH_CARDINALITY_ENABLED"),
+    })
 }
 
 /// The proxies that the operator has set; those of the environment are not the daemon's.

@@ -3,8 +3,6 @@
 use super::setting::{Form, Setting, works};
 
 const NOT_PORTABLE: &str = "the database is SQLite in this version";
-const NO_TELEMETRY: &str =
-    "telemetry is not exported in this version: the log on standard error is what there is";
 const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
 
 const COUNT: Form = Form::Integer {
@@ -460,51 +458,45 @@ pub const SETTINGS: &[Setting] = &[
         Form::Integer { min: 1, max: 1000 },
         "Files of the audit log that are kept, the newest among them",
     ),
-    works("OTEL_ENABLED", "false", Form::Bool, "Export traces and metrics").not_yet(NO_TELEMETRY),
+    works("OTEL_ENABLED", "false", Form::Bool, "Export traces and metrics"),
     works(
         "OTEL_SERVICE_NAME",
         "builderd",
         Form::Text,
         "Name of the service in telemetry",
-    )
-    .not_yet(NO_TELEMETRY),
+    ),
     works(
         "OTEL_SERVICE_VERSION",
         "",
         Form::Text,
-        "Version of the service in telemetry",
-    )
-    .not_yet(NO_TELEMETRY),
-    works("OTEL_ENDPOINT", "localhost:4318", Form::Text, "OTLP endpoint").not_yet(NO_TELEMETRY),
+        "Version of the service in telemetry; without, its own",
+    ),
+    works("OTEL_ENDPOINT", "localhost:4318", Form::Text, "Collector that takes OTLP over HTTP, as HOST:PORT or https://HOST:PORT"),
     works(
         "OTEL_SAMPLING_RATE",
         "1.0",
         Form::Ratio,
-        "Share of requests that are traced",
-    )
-    .not_yet(NO_TELEMETRY),
+        "Share of the traces that begin here that is kept; whoever calls with a trace has decided for it",
+    ),
     works(
         "OTEL_PROMETHEUS_ENABLED",
         "true",
         Form::Bool,
-        "Serve metrics (with OTEL_ENABLED)",
-    )
-    .not_yet(NO_TELEMETRY),
-    works("OTEL_PROMETHEUS_PORT", "9466", PORT, "Port for metrics").not_yet(NO_TELEMETRY),
+        "Serve metrics to Prometheus (with OTEL_ENABLED)",
+    ),
+    works("OTEL_PROMETHEUS_PORT", "9466", PORT, "Port of GET /metrics; 0 for any free one"),
     works(
         "OTEL_PROMETHEUS_INTERFACE",
         "127.0.0.1",
         Form::Address,
-        "Address for metrics",
-    )
-    .not_yet(NO_TELEMETRY),
+        "Address of GET /metrics",
+    ),
     works(
         "OTEL_HIGH_CARDINALITY_ENABLED",
         "false",
         Form::Bool,
-        "Metrics by tenant",
-    )
-    .not_yet(NO_TELEMETRY),
+        "Tell tenants apart in metrics: up to 2000 of them per metric",
+    ),
     // The remote client's.
     works(
         "SERVER_ADDRESS",

@@ -127,7 +127,7 @@ impl Values {
         )
     }
 
-    pub(super) fn text(&self, name: &str) -> &str {
+    pub(crate) fn text(&self, name: &str) -> &str {
         &self.entry(name).0
     }
 

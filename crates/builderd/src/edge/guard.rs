@@ -32,6 +32,7 @@ use crate::{
     audit::{AuditLog, Call, Trail},
     auth::{Authentication, Caller},
     status::with_info,
+    telemetry,
     tls::PeerCertificate,
 };
 
@@ -197,6 +198,9 @@ impl Service<Request<Body>> for Guard {
         let peer = request.extensions().get::<Peer>();
         let span = tracing::info_span!(
             "request",
+            otel.name = method.trim_start_matches('/'),
+            otel.kind = "server",
+            otel.status_code = field::Empty,
             rpc.method = method,
             rpc.protocol = protocol,
             client.addr = peer.map(|peer| field::display(peer.address)),
@@ -207,6 +211,7 @@ impl Service<Request<Body>> for Guard {
             user.id = user(request.headers()),
             rpc.code = field::Empty,
         );
+        telemetry::continue_trace(&span, request.headers());
         let default = (!self.streaming.contains(method)).then_some(DEFAULT_UNARY_DEADLINE);
         let deadline = Deadline::from_headers(request.headers(), default);
         let trail = Trail::default();
@@ -443,6 +448,18 @@ impl CallEnd {
             call.ended(code, message);
         }
         self.span.record("rpc.code", field::debug(code));
+        // As OpenTelemetry has it for servers: what a caller did wrong is no error of the service.
+        if matches!(
+            code,
+            Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+        ) {
+            self.span.record("otel.status_code", "ERROR");
+        }
         let milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.in_scope(|| match code {
             Code::Ok => tracing::debug!(duration_ms = milliseconds, "Request finished"),

@@ -389,6 +389,52 @@ fn working_variables_take_effect() {
         "deploy.assetmanagerd.v1.AssetManagerService"
     );
 
+    let telemetry = [
+        ("OTEL_ENABLED", "true"),
+        ("OTEL_SERVICE_NAME", "images"),
+        ("OTEL_SERVICE_VERSION", "9.9"),
+        ("OTEL_ENDPOINT", "https://collector:4318"),
+        ("OTEL_SAMPLING_RATE", "0.25"),
+        ("OTEL_PROMETHEUS_ENABLED", "true"),
+        ("OTEL_PROMETHEUS_PORT", "9000"),
+        ("OTEL_PROMETHEUS_INTERFACE", "::1"),
+        ("OTEL_HIGH_CARDINALITY_ENABLED", "true"),
+    ];
+    let told = production(&telemetry).unwrap().telemetry.unwrap();
+    assert_eq!(
+        (told.service_name.as_str(), told.service_version.as_str()),
+        ("images", "9.9")
+    );
+    assert_eq!(
+        (told.endpoint.to_string(), told.sampling_rate, told.by_tenant),
+        ("https://collector:4318".to_owned(), 0.25, true)
+    );
+    assert_eq!(told.prometheus.unwrap().to_string(), "[::1]:9000");
+    let told = production(&telemetry[..1]).unwrap().telemetry.unwrap();
+    assert_eq!(
+        (told.service_version.as_str(), told.sampling_rate, told.by_tenant),
+        (env!("CARGO_PKG_VERSION"), 1.0, false)
+    );
+    assert_eq!(told.prometheus.unwrap().to_string(), "127.0.0.1:9466");
+    let unscraped = [telemetry[0], ("OTEL_PROMETHEUS_ENABLED", "false")];
+    assert!(
+        production(&unscraped)
+            .unwrap()
+            .telemetry
+            .unwrap()
+            .prometheus
+            .is_none()
+    );
+    assert!(production(&telemetry[1..]).unwrap().telemetry.is_none());
+    let refused = refusal(production(&[
+        telemetry[0],
+        ("OTEL_ENDPOINT", "grpc://collector:4317"),
+    ]));
+    assert!(
+        refused.starts_with("UNKEY_BUILDERD_OTEL_ENDPOINT=") && refused.contains("HOST:PORT"),
+        "{refused}"
+    );
+
     let tokens = [
         ("AUTH_MODE", "bearer"),
         ("AUTH_TOKENS_FILE", "/etc/builderd/tokens"),
@@ -467,6 +513,7 @@ fn working_variables_take_effect() {
             .iter()
             .map(|case| case.0)
             .chain(variables.map(|variable| variable.0))
+            .chain(telemetry.map(|variable| variable.0))
             .chain(tokens.map(|variable| variable.0))
             .chain(mirror_only.map(|variable| variable.0))
             .chain(s3.map(|variable| variable.0))

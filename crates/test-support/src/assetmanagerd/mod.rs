@@ -106,6 +106,7 @@ pub struct FakeAssetManager {
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
+    trace_parents: Vec<String>,
     assets: BTreeMap<String, proto::Asset>,
     n_registered: u64,
     misbehaviour: Option<(usize, Misbehaviour)>,
@@ -183,6 +184,12 @@ impl FakeAssetManager {
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.state).calls.clone()
+    }
+
+    /// The header `traceparent` of all calls so far that had one.
+    #[must_use]
+    pub fn trace_parents(&self) -> Vec<String> {
+        lock(&self.state).trace_parents.clone()
     }
 
     /// The assets that it knows, by id.

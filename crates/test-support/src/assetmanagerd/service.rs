@@ -47,6 +47,7 @@ impl Service {
         };
         let mut state = lock(&self.state);
         state.calls.push(call);
+        state.trace_parents.extend(header("traceparent"));
         match state.misbehaviour {
             Some((times @ 1.., how)) => {
                 state.misbehaviour = Some((times - 1, how));
