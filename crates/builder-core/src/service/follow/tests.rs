@@ -36,8 +36,12 @@ async fn service(directory: &Path) -> Builder {
         output_directory: directory.join("output"),
         workspace_directory: directory.join("workspace"),
         scratch_directory: directory.join("scratch"),
-        max_concurrent_builds: 1,
-        max_queued_builds: 1,
+        node: tenant::NodeCapacity {
+            queued_builds: 1,
+            ..tenant::NodeCapacity::builds(1)
+        },
+        reserve_disk: false,
+        quota_check_interval: Duration::from_secs(300),
         build_timeout: Duration::from_secs(60),
         worker_command: vec!["/bin/false".into()],
         launcher: None,
@@ -78,13 +82,20 @@ async fn two_hundred_followers_see_all_lines_and_those_who_do_not_read_hold_up_n
     let new = NewBuild {
         id,
         request: request(),
+        requested: tenant::RequestedLimits::default(),
+        key: None,
         created_at: now(),
         rootfs_path: directory.path().join("none"),
         lines: vec![NewLine::new(Level::Info, Component::Builder, "first")],
     };
     inner
         .store
-        .insert(new, tenant::Tier::Pro, |_| Ok(Vec::new()))
+        .insert(
+            new,
+            tenant::TierTable::default(),
+            tenant::NodeCapacity::builds(1),
+            |_| Ok(Vec::new()),
+        )
         .await
         .unwrap();
 
