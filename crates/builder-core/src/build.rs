@@ -278,4 +278,6 @@ pub struct Build {
     pub image_removed_at: Option<SystemTime>,
     /// Builds that are served before this one, while it waits; 0 for the next one.
     pub queue_position: Option<u32>,
+    /// When its work will probably begin, while it waits; `None` when that is not known.
+    pub estimated_start: Option<SystemTime>,
 }

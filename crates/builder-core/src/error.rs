@@ -3,7 +3,11 @@
 //! The text of every error here is for the tenant: it names what failed, what was expected and what was found, and
 //! holds no path of the host and no secret. What only an operator should see is in [`std::error::Error::source`].
 
-use std::{error::Error, fmt, io};
+use std::{
+    error::Error,
+    fmt, io,
+    time::{Duration, SystemTime},
+};
 
 /// A cause for the operator's log.
 pub type Cause = Box<dyn Error + Send + Sync>;
@@ -161,9 +165,12 @@ pub enum ServiceError {
     /// The build is in a state that does not allow it.
     #[error("{0}")]
     FailedPrecondition(String),
-    /// A quota or a queue is full; the text names which, how much is used and what the limit is.
+    /// A quota or a queue is full.
     #[error("{0}")]
-    ResourceExhausted(String),
+    ResourceExhausted(Exhausted),
+    /// There is something else under that name.
+    #[error("{0}")]
+    AlreadyExists(String),
     /// The service is shutting down.
     #[error("{0}")]
     Unavailable(String),
@@ -179,6 +186,29 @@ pub enum ServiceError {
     /// The fault is the service's own; the cause is for the operator.
     #[error("internal error")]
     Internal(#[source] Cause),
+}
+
+/// What is used up, and when something frees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exhausted {
+    /// The quota's name, as in violations and metrics.
+    pub quota: &'static str,
+    /// What is used.
+    pub current: u64,
+    /// What is allowed, in the same unit.
+    pub limit: u64,
+    /// All of it in words.
+    pub message: String,
+    /// When something frees at the latest; `None` when only somebody's doing frees something.
+    pub frees_at: Option<SystemTime>,
+    /// How long to wait before another attempt can have success; `None` when waiting alone does not help.
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
 }
 
 /// Why the service could not start. For the operator: names paths.

@@ -116,6 +116,15 @@ pub enum Event {
     },
     /// What the image's configuration says, as soon as it is known.
     Metadata(Box<ImageMetadata>),
+    /// What the build has used up to now: told whenever a worker has ended.
+    Used {
+        /// CPU time of the workers that have ended.
+        cpu: Duration,
+        /// The most memory of any of them, in bytes.
+        peak_memory_bytes: u64,
+        /// Compressed bytes that crossed the network.
+        pulled_bytes: u64,
+    },
     /// What a build took that ends without an image.
     Spent(Box<BuildMetrics>),
     /// A step of the build ended: for figures, not for people.

@@ -191,6 +191,12 @@ pub struct RequestedLimits {
     pub max_disk_bytes: Option<u64>,
     /// Seconds until the build is ended.
     pub timeout_seconds: Option<u32>,
+    /// This build waits while so many of its tenant's run.
+    pub max_concurrent_builds: Option<u32>,
+    /// This build is refused when so many of its tenant's were started or wait on this UTC day.
+    pub max_daily_builds: Option<u32>,
+    /// This build is refused when its tenant's images take so many bytes.
+    pub max_storage_bytes: Option<u64>,
     /// How hard the box of the workers is, 1 to 3; it only ever raises what the service has.
     pub sandbox_level: Option<u8>,
     /// Registries that may be pulled from.

@@ -96,7 +96,15 @@ async fn a_failed_build_says_why_and_leaves_no_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn followers_see_every_line_once_however_fast_they_read() {
-    let service = Service::start_with(|config| config.max_concurrent_builds = 4).await;
+    let service = Service::start_with(|config| {
+        let figures = tenant::TenantDefaults {
+            concurrent_builds: 4,
+            ..tenant::TenantDefaults::default()
+        };
+        config.node.concurrent_builds = 4;
+        config.tenants = tenant::TierTable::new(tenant::Tier::Pro, &figures);
+    })
+    .await;
     // A build with far more lines than a follower may lag behind.
     let mut base = Layer::new();
     let mut top = Layer::new();
@@ -259,7 +267,7 @@ async fn the_queue_is_first_come_first_served_and_can_be_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses() {
-    let service = Service::start_with(|config| config.max_queued_builds = 1).await;
+    let service = Service::start_with(|config| config.node.queued_builds = 1).await;
     service.stall();
     service.create().await;
     service.stalled().await;
@@ -270,7 +278,7 @@ async fn a_full_queue_refuses() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&refused, ServiceError::ResourceExhausted(text) if text.contains('1')),
+        matches!(&refused, ServiceError::ResourceExhausted(told) if (told.quota, told.limit) == ("queued_builds", 1)),
         "{refused}"
     );
     service.builder.shutdown(Duration::ZERO).await;
@@ -281,7 +289,7 @@ async fn requests_that_cannot_be_are_refused_with_the_field() {
     type Change = fn(&mut BuildRequest);
     let service = Service::start().await;
     let image = "config.source.docker_image.image_uri";
-    let cases: [(&str, Change, &str); 8] = [
+    let cases: [(&str, Change, &str); 9] = [
         (
             "no reference",
             |request| request.source.image_uri = String::new(),

@@ -9,7 +9,7 @@ use builder_core::{
     service::{Builder, BuilderConfig, Check},
 };
 use oci_fetch::{ClientConfig, FetchError, Loopback};
-use tenant::{AllowedHosts, HostPattern, InvalidHostPattern, NodeCaps, TierTable};
+use tenant::{AllowedHosts, HostPattern, InvalidHostPattern, NodeCapacity, NodeCaps, TierTable};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
@@ -27,7 +27,10 @@ use crate::{
 };
 
 /// Builds that wait before new ones are refused.
-const MAX_QUEUED_BUILDS: usize = 10_000;
+const MAX_QUEUED_BUILDS: u32 = 20_000;
+
+/// Builds of one tenant that wait before new ones of it are refused: no tenant fills the queue alone.
+const MAX_QUEUED_BUILDS_OF_TENANT: u32 = 2_000;
 
 /// Layers of one build that are worked on at the same time.
 const LAYERS_IN_PARALLEL: usize = 4;
@@ -302,8 +305,9 @@ fn builder_config(
         output_directory: config.output_directory.clone(),
         workspace_directory: config.workspace_directory.clone(),
         scratch_directory: config.scratch_directory.clone(),
-        max_concurrent_builds: config.max_concurrent_builds,
-        max_queued_builds: MAX_QUEUED_BUILDS,
+        node: capacity(config),
+        reserve_disk: true,
+        quota_check_interval: config.quota_check_interval,
         build_timeout: config.build_timeout,
         worker_command,
         launcher: prepared.launcher,
@@ -397,6 +401,37 @@ fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     Ok(fetch)
 }
 
+/// What this machine has for all builds together. Disk is looked at when a build is about to start.
+fn capacity(config: &Config) -> NodeCapacity {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    NodeCapacity {
+        concurrent_builds: config.max_concurrent_builds,
+        memory_bytes: memory_bytes(),
+        disk_bytes: None,
+        cpu_cores: u32::try_from(cores).ok(),
+        queued_builds: MAX_QUEUED_BUILDS,
+        queued_builds_of_tenant: MAX_QUEUED_BUILDS_OF_TENANT,
+    }
+}
+
+/// Memory of this machine: what the kernel says that it has, or what the service's own control group may have of it.
+/// Workers are counted to the service's group or to one below it, so that its limit is theirs too.
+fn memory_bytes() -> Option<u64> {
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kibibytes.checked_mul(1024)
+    });
+    let group = std::fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| {
+            let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+            let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?;
+            limit.trim().parse().ok()
+        });
+    total.into_iter().chain(group).min()
+}
+
 /// What each tier may use on this machine.
 fn tiers(config: &Config) -> Result<TierTable, DaemonError> {
     let mut table = TierTable::new(config.default_tier, &config.tenant_defaults);
@@ -413,7 +448,9 @@ fn tiers(config: &Config) -> Result<TierTable, DaemonError> {
     }
     let caps = NodeCaps {
         build_timeout: Some(config.build_timeout),
-        concurrent_builds: u32::try_from(config.max_concurrent_builds).ok(),
+        concurrent_builds: Some(config.max_concurrent_builds),
+        memory_bytes: memory_bytes(),
+        cpu_cores: capacity(config).cpu_cores,
         image_bytes: Some(config.max_image_bytes),
         storage_bytes: Some(config.storage_max_bytes),
     };

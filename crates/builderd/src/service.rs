@@ -17,7 +17,7 @@ use tracing::Span;
 use crate::{
     audit::Trail,
     auth::Caller,
-    convert::{self, FieldPath},
+    convert::{self, FieldError, FieldPath},
     proto::{self, builder_service_server::BuilderService},
     status::{from_field_error, from_service_error, with_info},
 };
@@ -120,14 +120,7 @@ impl BuilderService for Service {
         request: Request<proto::CreateBuildRequest>,
     ) -> Result<Response<proto::CreateBuildResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        if metadata.contains_key(IDEMPOTENCY_HEADER) {
-            return Err(with_info(
-                Code::Unimplemented,
-                "Idempotency-Key is not implemented yet: send the request without it",
-                "NOT_IMPLEMENTED",
-                [("header", IDEMPOTENCY_HEADER.to_owned())],
-            ));
-        }
+        let key = idempotency_key(&metadata)?;
         // Who asks comes first: what is costly is done for callers who may.
         let tenant = message.config.as_ref().and_then(|config| config.tenant.as_ref());
         if let Some(tenant) = tenant {
@@ -143,7 +136,11 @@ impl BuilderService for Service {
                 [],
             ));
         }
-        let build = self.builder.create(request).await.map_err(from_service_error)?;
+        let build = match &key {
+            Some(key) => self.builder.create_once(request, key).await,
+            None => self.builder.create(request).await,
+        };
+        let build = build.map_err(from_service_error)?;
         if let Some(trail) = extensions.get::<Trail>() {
             trail.names_build(build.id);
         }
@@ -319,6 +316,27 @@ impl BuilderService for Service {
             .map_err(from_service_error)?;
         Ok(Response::new(convert::build_stats(stats)))
     }
+}
+
+/// The key that the caller gave to its request, if it did.
+fn idempotency_key(metadata: &MetadataMap) -> Result<Option<String>, Status> {
+    let refused = |message: &str| {
+        from_field_error(FieldError::Invalid {
+            field: "Idempotency-Key".to_owned(),
+            message: message.to_owned(),
+        })
+    };
+    let mut keys = metadata.get_all(IDEMPOTENCY_HEADER).iter();
+    let Some(key) = keys.next() else {
+        return Ok(None);
+    };
+    if keys.next().is_some() {
+        return Err(refused("expected one key, got more"));
+    }
+    let key = key
+        .to_str()
+        .map_err(|_| refused("expected 1 to 255 visible ASCII characters"))?;
+    Ok(Some(key.to_owned()))
 }
 
 fn draining() -> Status {

@@ -6,15 +6,18 @@
 
 use std::{collections::HashMap, error::Error};
 
-use builder_core::error::ServiceError;
+use builder_core::error::{Exhausted, ServiceError};
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::convert::FieldError;
+use crate::convert::{self, FieldError};
 
 /// Where the reasons of [`ErrorInfo`] are defined.
 const ERROR_DOMAIN: &str = "builderd";
+
+/// Seconds to wait, for clients that speak HTTP.
+const RETRY_HEADER: &str = "retry-after";
 
 /// `google.rpc.Status`: what `grpc-status-details-bin` holds.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -63,6 +66,14 @@ pub struct ErrorInfo {
     pub metadata: HashMap<String, String>,
 }
 
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RetryInfo {
+    /// How long to wait before trying again.
+    #[prost(message, optional, tag = "1")]
+    pub retry_delay: Option<prost_types::Duration>,
+}
+
 /// The status for a request that cannot be understood.
 #[must_use]
 pub fn from_field_error(error: FieldError) -> Status {
@@ -95,9 +106,8 @@ pub fn from_service_error(error: ServiceError) -> Status {
         ServiceError::FailedPrecondition(_) => {
             with_info(Code::FailedPrecondition, &message, "WRONG_STATE", [])
         }
-        ServiceError::ResourceExhausted(_) => {
-            with_info(Code::ResourceExhausted, &message, "QUOTA_EXHAUSTED", [])
-        }
+        ServiceError::ResourceExhausted(told) => exhausted(&told),
+        ServiceError::AlreadyExists(_) => with_info(Code::AlreadyExists, &message, "KEY_REUSED", []),
         ServiceError::Unavailable(_) => with_info(Code::Unavailable, &message, "DRAINING", []),
         ServiceError::DatabaseUnavailable => {
             with_info(Code::Unavailable, &message, "DATABASE_UNAVAILABLE", [])
@@ -130,6 +140,41 @@ pub fn with_info<const N: usize>(
     with_detail(code, message, "google.rpc.ErrorInfo", &info)
 }
 
+/// A quota that is used up: which, how much, and when another attempt makes sense, as `google.rpc.RetryInfo` and as the
+/// header `Retry-After`, in whole seconds.
+fn exhausted(told: &Exhausted) -> Status {
+    let mut metadata: HashMap<String, String> = [
+        ("quota", told.quota.to_owned()),
+        ("current", told.current.to_string()),
+        ("limit", told.limit.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    let frees_at = told.frees_at.map(|moment| convert::timestamp(moment).to_string());
+    metadata.extend(frees_at.map(|moment| ("frees_at".to_owned(), moment)));
+    let info = ErrorInfo {
+        reason: "QUOTA_EXHAUSTED".to_owned(),
+        domain: ERROR_DOMAIN.to_owned(),
+        metadata,
+    };
+    let mut details = vec![detail("google.rpc.ErrorInfo", &info)];
+    let seconds = told.retry_after.map(|wait| wait.as_secs().max(1));
+    if let Some(seconds) = seconds {
+        let retry = RetryInfo {
+            retry_delay: Some(prost_types::Duration {
+                seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+                nanos: 0,
+            }),
+        };
+        details.push(detail("google.rpc.RetryInfo", &retry));
+    }
+    let mut status = with_details(Code::ResourceExhausted, &told.message, details);
+    if let Some(seconds) = seconds {
+        status.metadata_mut().insert(RETRY_HEADER, seconds.into());
+    }
+    status
+}
+
 /// Logs what lies behind an internal error and answers with the id under which it was logged.
 #[must_use]
 pub fn internal(cause: &(dyn Error + 'static)) -> Status {
@@ -160,14 +205,22 @@ fn invalid_argument(message: &str, field: String, description: String) -> Status
     )
 }
 
-fn with_detail(code: Code, message: &str, type_name: &str, detail: &impl prost::Message) -> Status {
+fn with_detail(code: Code, message: &str, type_name: &str, value: &impl prost::Message) -> Status {
+    with_details(code, message, vec![detail(type_name, value)])
+}
+
+fn detail(type_name: &str, value: &impl prost::Message) -> prost_types::Any {
+    prost_types::Any {
+        type_url: format!("type.googleapis.com/{type_name}"),
+        value: value.encode_to_vec(),
+    }
+}
+
+fn with_details(code: Code, message: &str, details: Vec<prost_types::Any>) -> Status {
     let status = RpcStatus {
         code: code.into(),
         message: message.to_owned(),
-        details: vec![prost_types::Any {
-            type_url: format!("type.googleapis.com/{type_name}"),
-            value: detail.encode_to_vec(),
-        }],
+        details,
     };
     Status::with_details(code, message, Bytes::from(status.encode_to_vec()))
 }

@@ -239,7 +239,6 @@ const CONDITIONS: &str = "sequence > :after AND ended_at >= :since AND ended_at 
 
 /// A row to be written; its tier is looked up in the tenant's record.
 #[derive(Clone, Debug)]
-#[allow(dead_code, reason = "written by the end of builds, which comes next")]
 pub(crate) struct NewRow<'a> {
     pub(crate) event_id: &'a str,
     pub(crate) kind: LedgerKind,
@@ -259,7 +258,6 @@ pub(crate) struct NewRow<'a> {
 }
 
 /// Writes a row, unless one with that event is there: says whether it was written.
-#[allow(dead_code, reason = "written by the end of builds, which comes next")]
 pub(crate) fn append(transaction: &Transaction<'_>, row: &NewRow<'_>) -> rusqlite::Result<bool> {
     let insert = "INSERT INTO ledger
         (event_id, kind, build_id, tenant_id, customer_id, tier, outcome, refunded, started_at, ended_at, wall_ms, cpu_ms,

@@ -31,19 +31,30 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
+mod admission;
+mod capacity;
 mod error;
 mod hosts;
 mod id;
 pub mod ledger;
 mod limits;
 mod overrides;
+pub mod queue;
 pub mod records;
 mod request;
 mod schema;
+pub mod storage;
 mod table;
 mod tier;
 mod time;
+mod usage;
 
+pub use admission::{
+    Admission, Application, IDEMPOTENCY_KEPT, IdempotencyKey, InvalidIdempotencyKey, Refusal, admit,
+    forget_keys,
+};
+pub use capacity::{NodeCapacity, Reserved};
 pub use error::AccountError;
 pub use hosts::{AllowedHosts, HostPattern, InvalidHostPattern};
 pub use id::{InvalidTenantId, TenantId};
@@ -54,3 +65,4 @@ pub use request::{Lowered, NegativeLimit, RequestedLimits, given};
 pub use schema::migrations;
 pub use table::{NodeCaps, TenantDefaults, TierCut, TierTable};
 pub use tier::{Tier, UnknownTier};
+pub use usage::{Usage, usage};

@@ -63,6 +63,8 @@ pub enum Quota {
     Disk,
     /// Whom a build may talk to.
     Network,
+    /// Builds that wait for their turn.
+    QueuedBuilds,
 }
 
 /// How strong the box around a build is.
@@ -119,12 +121,13 @@ impl Quota {
             Self::Cpu => "cpu",
             Self::Disk => "disk",
             Self::Network => "network",
+            Self::QueuedBuilds => "queued_builds",
         }
     }
 
     const fn unit(self) -> &'static str {
         match self {
-            Self::ConcurrentBuilds | Self::DailyBuilds => " builds",
+            Self::ConcurrentBuilds | Self::DailyBuilds | Self::QueuedBuilds => " builds",
             Self::Storage | Self::Memory | Self::Disk => " bytes",
             Self::BuildTime => " seconds",
             Self::Compute => " minutes",

@@ -21,6 +21,8 @@ use std::{fmt, time::Duration};
 use crate::{
     hosts::{AllowedHosts, HostPattern},
     limits::{Cut, Limits, Quota, SandboxLevel, lower},
+    overrides::LimitOverrides,
+    records::TenantRecord,
     tier::Tier,
 };
 
@@ -60,6 +62,10 @@ pub struct NodeCaps {
     pub build_timeout: Option<Duration>,
     /// Builds at the same time.
     pub concurrent_builds: Option<u32>,
+    /// Memory of the node: no build has more.
+    pub memory_bytes: Option<u64>,
+    /// Cores of the node.
+    pub cpu_cores: Option<u32>,
     /// Compressed bytes of all layers of one image. No tier has a figure for it, so it is never reported as a cut.
     pub image_bytes: Option<u64>,
     /// Bytes of images kept.
@@ -70,6 +76,8 @@ pub struct NodeCaps {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TierTable {
     default_tier: Tier,
+    /// What the node cuts, also from what a tenant's own record says.
+    caps: NodeCaps,
     /// In the order of [`Tier::ALL`].
     columns: [Limits; 4],
 }
@@ -97,6 +105,7 @@ impl TierTable {
         });
         Self {
             default_tier,
+            caps: NodeCaps::default(),
             columns,
         }
     }
@@ -115,30 +124,25 @@ impl TierTable {
     pub fn capped(mut self, caps: &NodeCaps) -> (Self, Vec<TierCut>) {
         let mut tier_cuts = Vec::new();
         for (tier, limits) in Tier::ALL.into_iter().zip(&mut self.columns) {
-            let mut cuts = Vec::new();
-            if let Some(cap) = caps.concurrent_builds {
-                let asked = u64::from(limits.concurrent_builds);
-                lower(Quota::ConcurrentBuilds, asked, cap.into(), &mut cuts);
-                limits.concurrent_builds = limits.concurrent_builds.min(cap);
-            }
-            if let Some(cap) = caps.build_timeout {
-                // One line for what is one figure to the tenant: when its builds are ended.
-                lower(
-                    Quota::BuildTime,
-                    limits.deadline().as_secs(),
-                    cap.as_secs(),
-                    &mut cuts,
-                );
-                limits.timeout = limits.timeout.min(cap);
-                limits.build_time = limits.build_time.min(cap);
-            }
-            if let Some(cap) = caps.storage_bytes {
-                limits.storage_bytes = lower(Quota::Storage, limits.storage_bytes, cap, &mut cuts);
-            }
-            limits.image_bytes = [limits.image_bytes, caps.image_bytes].into_iter().flatten().min();
+            let cuts = caps.cut(limits);
             tier_cuts.extend(cuts.into_iter().map(|cut| TierCut { tier, cut }));
         }
+        self.caps = self.caps.and(caps);
         (self, tier_cuts)
+    }
+
+    /// What a tenant may use: the figures of its tier, those of its record in their place, cut to what the node can give.
+    #[must_use]
+    pub fn limits_of(&self, record: &TenantRecord) -> Limits {
+        self.limits_with(record.tier, &record.limits)
+    }
+
+    /// The same, for a tier and the limits of a record.
+    #[must_use]
+    pub fn limits_with(&self, tier: Tier, overrides: &LimitOverrides) -> Limits {
+        let mut limits = overrides.over(self.limits(tier));
+        self.caps.cut(&mut limits);
+        limits
     }
 
     /// The tier of a tenant that was never seen before.
@@ -156,6 +160,52 @@ impl TierTable {
             Tier::Pro => pro,
             Tier::Enterprise => enterprise,
             Tier::Dedicated => dedicated,
+        }
+    }
+}
+
+impl NodeCaps {
+    /// Cuts every figure to what the node can give; says what was cut.
+    fn cut(&self, limits: &mut Limits) -> Vec<Cut> {
+        let mut cuts = Vec::new();
+        if let Some(cap) = self.concurrent_builds {
+            let asked = u64::from(limits.concurrent_builds);
+            lower(Quota::ConcurrentBuilds, asked, cap.into(), &mut cuts);
+            limits.concurrent_builds = limits.concurrent_builds.min(cap);
+        }
+        if let Some(cap) = self.build_timeout {
+            // One line for what is one figure to the tenant: when its builds are ended.
+            let asked = limits.deadline().as_secs();
+            lower(Quota::BuildTime, asked, cap.as_secs(), &mut cuts);
+            limits.timeout = limits.timeout.min(cap);
+            limits.build_time = limits.build_time.min(cap);
+        }
+        if let Some(cap) = self.memory_bytes {
+            limits.memory_bytes = lower(Quota::Memory, limits.memory_bytes, cap, &mut cuts);
+        }
+        if let Some(cap) = self.cpu_cores {
+            lower(Quota::Cpu, limits.cpu_cores.into(), cap.into(), &mut cuts);
+            limits.cpu_cores = limits.cpu_cores.min(cap);
+        }
+        if let Some(cap) = self.storage_bytes {
+            limits.storage_bytes = lower(Quota::Storage, limits.storage_bytes, cap, &mut cuts);
+        }
+        limits.image_bytes = [limits.image_bytes, self.image_bytes].into_iter().flatten().min();
+        cuts
+    }
+
+    /// The lower one of each figure.
+    fn and(&self, other: &Self) -> Self {
+        fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            [one, other].into_iter().flatten().min()
+        }
+        Self {
+            build_timeout: least(self.build_timeout, other.build_timeout),
+            concurrent_builds: least(self.concurrent_builds, other.concurrent_builds),
+            memory_bytes: least(self.memory_bytes, other.memory_bytes),
+            cpu_cores: least(self.cpu_cores, other.cpu_cores),
+            image_bytes: least(self.image_bytes, other.image_bytes),
+            storage_bytes: least(self.storage_bytes, other.storage_bytes),
         }
     }
 }
@@ -315,6 +365,7 @@ mod tests {
             concurrent_builds: Some(5),
             image_bytes: Some(5 * GIB),
             storage_bytes: Some(100 * GIB),
+            ..NodeCaps::default()
         };
         let (table, cuts) = TierTable::default().capped(&caps);
         let cuts: Vec<String> = cuts.iter().map(ToString::to_string).collect();

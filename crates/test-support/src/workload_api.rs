@@ -125,14 +125,14 @@ impl Agent {
         let issued = authority.issue(subject);
         let federated: HashMap<_, _> = federated
             .iter()
-            .map(|(domain, authority)| (format!("spiffe://{domain}"), authority.der().into()))
+            .map(|(domain, authority)| (format!("spiffe://{domain}"), authority.der()))
             .collect();
         self.told.send_replace(Some(proto::X509svidResponse {
             svids: vec![proto::X509svid {
                 spiffe_id: id.to_owned(),
-                x509_svid: issued.certificate_der.clone().into(),
-                x509_svid_key: issued.key_der.clone().into(),
-                bundle: bundle.der().into(),
+                x509_svid: issued.certificate_der.clone(),
+                x509_svid_key: issued.key_der.clone(),
+                bundle: bundle.der(),
                 hint: String::new(),
             }],
             crl: Vec::new(),

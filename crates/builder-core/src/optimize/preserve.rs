@@ -56,7 +56,7 @@ pub(super) fn through_links(tree: &Tree, patterns: &[String]) -> Found {
 /// Whether a part of the path is a symbolic link.
 fn has_link(tree: &Tree, path: &str) -> bool {
     let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
-    ends.filter_map(|end| tree.lookup(path[..end].as_bytes()))
+    ends.filter_map(|end| tree.lookup(&path.as_bytes()[..end]))
         .any(|id| matches!(tree.inode(id).kind, InodeKind::Symlink(_)))
 }
 

@@ -190,7 +190,7 @@ pub(super) async fn write(
         session.kill();
     }
     let (usage, end) = session.finish().await;
-    work.add_usage(usage);
+    work.add_usage(usage).await;
     if let Some(staging) = staging
         && let Err(error) = blocking(move || staging.close()).await?
     {

@@ -400,7 +400,7 @@ async fn index(
         session.kill();
     }
     let (usage, end) = session.finish().await;
-    work.add_usage(usage);
+    work.add_usage(usage).await;
     let indexed = talk?;
     match (end, indexed) {
         (Ok(()), Some(indexed)) => Ok(indexed),

@@ -139,12 +139,21 @@ impl Work<'_> {
         self.progress.events()
     }
 
-    fn add_usage(&self, usage: Usage) {
-        let mut sum = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        sum.cpu_time += usage.cpu_time;
-        sum.peak_memory_bytes = sum.peak_memory_bytes.max(usage.peak_memory_bytes);
-        sum.read_bytes = sum.read_bytes.saturating_add(usage.read_bytes);
-        sum.written_bytes = sum.written_bytes.saturating_add(usage.written_bytes);
+    /// Adds what a worker took that has ended, and tells what all took so far.
+    async fn add_usage(&self, usage: Usage) {
+        let used = {
+            let mut sum = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.cpu_time += usage.cpu_time;
+            sum.peak_memory_bytes = sum.peak_memory_bytes.max(usage.peak_memory_bytes);
+            sum.read_bytes = sum.read_bytes.saturating_add(usage.read_bytes);
+            sum.written_bytes = sum.written_bytes.saturating_add(usage.written_bytes);
+            Event::Used {
+                cpu: sum.cpu_time,
+                peak_memory_bytes: sum.peak_memory_bytes,
+                pulled_bytes: self.sums.pulled_bytes.load(Ordering::Relaxed),
+            }
+        };
+        self.events().send(used).await;
     }
 
     /// Limits of any worker. The time limit is a second line: the build ends its workers itself.

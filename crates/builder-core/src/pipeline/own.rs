@@ -16,7 +16,7 @@ pub(super) async fn counted<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, BuildError> {
     let (result, usage) = blocking(move || measured(job)).await?;
-    work.add_usage(usage);
+    work.add_usage(usage).await;
     Ok(result)
 }
 

@@ -2,38 +2,68 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use tenant::{TenantId, TenantRecord};
+use sha2::{Digest as _, Sha256};
+use tenant::{IdempotencyKey, Limits, TenantId};
 
-use super::{Inner, PATIENCE, database_failed, live::EndReason, queue::Waiting, run, validate};
+use super::{Inner, PATIENCE, database_failed, internal, live::EndReason, queue::Waiting, run, validate};
 use crate::{
     build::{Build, BuildId, BuildState},
-    error::ServiceError,
+    error::{Exhausted, ServiceError},
     event::{Component, Level},
     request::BuildRequest,
-    store::{self, NewBuild, NewLine, StoreError},
+    store::{self, Inserted, NewBuild, NewLine, StoreError},
 };
 
-pub(super) async fn accept(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
+/// What a request with a key asks for, without credentials, which serde skips.
+fn key(request: &BuildRequest, key: &str) -> Result<IdempotencyKey, ServiceError> {
+    let text = serde_json::to_vec(request).map_err(|error| ServiceError::Internal(Box::new(error)))?;
+    IdempotencyKey::new(key, Sha256::digest(text).into()).map_err(|error| ServiceError::InvalidArgument {
+        field: "Idempotency-Key".to_owned(),
+        message: error.to_string(),
+    })
+}
+
+pub(super) async fn accept(
+    inner: Arc<Inner>,
+    request: BuildRequest,
+    idempotency_key: Option<String>,
+) -> Result<Build, ServiceError> {
     let tenant = request.tenant.tenant_id.clone();
     let observer = Arc::clone(&inner.observer);
-    let result = admit(inner, request).await;
+    let result = admit(inner, request, idempotency_key).await;
     if let Err(ServiceError::ResourceExhausted(_)) = &result {
         observer.refused(&tenant);
     }
     result
 }
 
-async fn admit(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, ServiceError> {
+async fn admit(
+    inner: Arc<Inner>,
+    request: BuildRequest,
+    idempotency_key: Option<String>,
+) -> Result<Build, ServiceError> {
+    let key = idempotency_key.map(|text| key(&request, &text)).transpose()?;
+    if inner.lock_queue().is_draining() {
+        let message = "the service is shutting down: try again later";
+        return Err(ServiceError::Unavailable(message.to_owned()));
+    }
     let checked = validate::request(&request, &inner.config.guest_architecture)?;
     if inner.unstored.load(Ordering::Relaxed) > 0 {
         return Err(ServiceError::DatabaseUnavailable);
     }
     if inner.storage_full.load(Ordering::Relaxed) {
         let limit = inner.config.storage_max_bytes.unwrap_or(0);
-        return Err(ServiceError::ResourceExhausted(format!(
-            "storage: the images of all tenants take the {limit} bytes that this service keeps, and none can be \
-             removed; builds that are deleted free theirs"
-        )));
+        return Err(ServiceError::ResourceExhausted(Exhausted {
+            quota: "storage",
+            current: limit,
+            limit,
+            message: format!(
+                "storage: the images of all tenants take the {limit} bytes that this service keeps, and none can be \
+                 removed; builds that are deleted free theirs"
+            ),
+            frees_at: None,
+            retry_after: Some(inner.config.cleanup_interval),
+        }));
     }
     if let Some(level) = request.limits.sandbox_level {
         inner
@@ -42,46 +72,66 @@ async fn admit(inner: Arc<Inner>, request: BuildRequest) -> Result<Build, Servic
             .offers(level)
             .map_err(validate::refused_level)?;
     }
-    inner.lock_queue().reserve(inner.config.max_queued_builds)?;
-
+    let tenant = &request.tenant.tenant_id;
     let id = BuildId::generate();
-    // Before the row: whoever sees the row can follow it.
-    let live = inner.live.insert(id);
-    let line = NewLine::new(
+    let mut lines = vec![NewLine::new(
         Level::Info,
         Component::Builder,
         format!("Accepted the build of {}", request.source.image_uri),
-    );
+    )];
+    lines.extend(inner.next_place(tenant).await.map(|place| {
+        let start = match place.estimated_start {
+            Some(start) => {
+                let wait = start.duration_since(store::now()).unwrap_or_default();
+                format!("; it starts in about {} seconds", wait.as_secs())
+            }
+            None => String::new(),
+        };
+        let message = format!(
+            "The build waits: {} builds are served before it{start}",
+            place.before
+        );
+        NewLine::new(Level::Info, Component::Builder, message)
+    }));
     let new = NewBuild {
         id,
         request: request.clone(),
+        requested: checked.requested().clone(),
+        key,
         created_at: store::now(),
-        rootfs_path: inner.image_location(&request.tenant.tenant_id, id),
-        lines: vec![line],
+        rootfs_path: inner.image_location(tenant, id),
+        lines,
     };
-    let tiers = inner.config.tenants.clone();
-    let admit = move |record: &TenantRecord| checked.admit(tiers.limits(record.tier));
-    let default_tier = inner.config.tenants.default_tier();
-    let mut build = match inner.store.insert(new, default_tier, admit).await {
-        Ok(build) => build,
-        Err(error) => {
-            inner.lock_queue().give_back();
-            inner.live.remove(id);
-            return Err(match error {
-                StoreError::Refused(refusal) => *refusal,
-                error => database_failed(error),
-            });
-        }
-    };
-    inner.observer.accepted(&id);
-    {
-        let mut queue = inner.lock_queue();
-        queue.give_back();
-        queue.push(Waiting { id, request, live });
-        build.queue_position = queue.position(id);
+    // Before the row: whoever sees the row can follow it, and whose turn it is finds it.
+    let live = inner.live.insert(id);
+    inner.lock_queue().insert(Waiting { id, request, live });
+    let check = move |limits: &Limits| checked.admit(limits);
+    let tenants = inner.config.tenants.clone();
+    let inserted = inner.store.insert(new, tenants, inner.capacity(), check).await;
+    if !matches!(inserted, Ok(Inserted::New(_))) {
+        inner.lock_queue().remove(id);
+        inner.live.remove(id);
     }
-    Inner::dispatch(&inner);
-    Ok(build)
+    match inserted {
+        Ok(Inserted::New(mut build)) => {
+            inner.observer.accepted(&id);
+            inner.wake.notify_one();
+            inner.refresh(&mut build).await;
+            Ok(*build)
+        }
+        Ok(Inserted::Repeated(first)) => {
+            let found = inner.store.get(first).await.map_err(internal)?;
+            let Some(found) = found else {
+                let message = "Idempotency-Key: the build that this key made was deleted";
+                return Err(ServiceError::FailedPrecondition(message.to_owned()));
+            };
+            let mut build = found.build;
+            inner.refresh(&mut build).await;
+            Ok(build)
+        }
+        Err(StoreError::Refused(refusal)) => Err(*refusal),
+        Err(error) => Err(database_failed(error)),
+    }
 }
 
 pub(super) async fn cancel(inner: Arc<Inner>, tenant: TenantId, id: BuildId) -> Result<Build, ServiceError> {

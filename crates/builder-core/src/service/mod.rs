@@ -1,13 +1,14 @@
 //! The builds of a machine: accepted, queued, run, stored, followed.
 //!
 //! ```text
-//! create ─ validate ─ one row ─ queue ─ slot ─> pipeline ─ events ─> recorder ─ one transaction ─> followers
+//! create ─ validate ─ admit ─ fair queue ─ start ─> pipeline ─ events ─> recorder ─ one transaction ─> followers
 //! ```
 //!
 //! A build is a row before its creator learns its name. Everything that happens to it is one transaction each, with the
 //! log lines that belong to it, and only then shown to followers: who follows never sees what a crash could take back.
 //! A build is complete when its image is in its place; assetmanagerd is told of it afterwards, for sure (`outbox`).
-//! The queue is first come, first served.
+//! Whether a build is accepted, and whose turn it is, the accounts of its tenant
+//! say (`tenant`), in the same transaction as the build's row.
 //!
 //! After a crash, [`Builder::start`] finds the builds that had not ended. One that needs no credentials starts over, up to
 //! three times; one that does ends with a reason, because credentials are never stored. What it left in the output
@@ -44,7 +45,7 @@ use std::{
 
 use assetclient::AssetClient;
 use futures_util::{Stream, TryStreamExt as _};
-use tenant::{TenantId, TierTable};
+use tenant::{NodeCapacity, TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -52,7 +53,7 @@ use tracing::Instrument as _;
 use self::{
     follow::LogStreams,
     live::{EndReason, LiveBuilds},
-    queue::{Queue, Waiting},
+    queue::{Places, Queue, Waiting},
     removal::RemovalLocks,
 };
 pub use self::{
@@ -103,10 +104,13 @@ pub struct BuilderConfig {
     pub workspace_directory: PathBuf,
     /// Holds small files only.
     pub scratch_directory: PathBuf,
-    /// Builds that run at the same time, at least 1.
-    pub max_concurrent_builds: usize,
-    /// Builds that may wait for their turn; beyond, [`Builder::create`] answers `ResourceExhausted`.
-    pub max_queued_builds: usize,
+    /// What this node has for all builds together.
+    pub node: NodeCapacity,
+    /// Whether builds reserve their disk too: then no more of them run than the free space of the workspace's file system
+    /// is enough for.
+    pub reserve_disk: bool,
+    /// How often quotas are looked over and the days of stored images go into the ledger (TENANT_QUOTA_CHECK_INTERVAL).
+    pub quota_check_interval: Duration,
     /// The longest that any build may take.
     pub build_timeout: Duration,
     /// Program and arguments of a worker, as `[/proc/self/exe, "worker"]`; it calls [`crate::worker::main`].
@@ -203,6 +207,10 @@ struct Inner {
     live: LiveBuilds,
     log_streams: LogStreams,
     queue: Mutex<Queue>,
+    /// The order of the queue as it was counted last.
+    places: Mutex<Option<Arc<Places>>>,
+    /// There may be a build to be started.
+    wake: Arc<Notify>,
     /// A slot became free.
     slot_freed: Notify,
     /// The service has stopped: nothing more will be written.
@@ -266,7 +274,9 @@ impl Builder {
             storage_full: AtomicBool::new(false),
             unstored: AtomicUsize::new(0),
             isolation_check: tokio::sync::Mutex::new(None),
-            queue: Mutex::new(Queue::new(config.max_concurrent_builds.max(1))),
+            queue: Mutex::default(),
+            places: Mutex::default(),
+            wake: Arc::new(Notify::new()),
             config,
             pipeline,
             store,
@@ -288,7 +298,8 @@ impl Builder {
             tokio::spawn(outbox.run(inner.stopped.clone()));
         }
         tokio::spawn(cleanup::run(Arc::downgrade(&inner)));
-        Inner::dispatch(&inner);
+        tokio::spawn(usage::look_over(Arc::downgrade(&inner)));
+        tokio::spawn(queue::dispatch(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -296,10 +307,21 @@ impl Builder {
     /// all the same if it can be: a client that went away finds it in the list.
     ///
     /// # Errors
-    /// `InvalidArgument` for a reference or registry that is not allowed, `ResourceExhausted` for a full queue,
-    /// `Unavailable` while shutting down.
+    /// `InvalidArgument` for a reference or registry that is not allowed, `ResourceExhausted` for a quota that is used up
+    /// or a full queue, `Unavailable` while shutting down.
     pub async fn create(&self, request: BuildRequest) -> Result<Build, ServiceError> {
-        detached(accept::accept(Arc::clone(&self.inner), request)).await
+        detached(accept::accept(Arc::clone(&self.inner), request, None)).await
+    }
+
+    /// The same for a request to which its tenant gave a key: within 24 hours the same key and request give the same
+    /// build, as it stands then. Credentials are no part of what is compared.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), `InvalidArgument` for anything but 1 to 255 visible ASCII characters, `AlreadyExists`
+    /// when the key was used for another request, `FailedPrecondition` when its build was deleted.
+    pub async fn create_once(&self, request: BuildRequest, key: &str) -> Result<Build, ServiceError> {
+        let key = Some(key.to_owned());
+        detached(accept::accept(Arc::clone(&self.inner), request, key)).await
     }
 
     /// One build.
@@ -308,7 +330,7 @@ impl Builder {
     /// `NotFound`, `PermissionDenied` for another tenant's.
     pub async fn get(&self, tenant: &TenantId, id: &BuildId) -> Result<Build, ServiceError> {
         let mut build = self.inner.find(tenant, *id).await?;
-        self.inner.refresh(&mut build);
+        self.inner.refresh(&mut build).await;
         Ok(build)
     }
 
@@ -333,7 +355,7 @@ impl Builder {
             .map_err(internal)?;
         let mut builds = listing.builds;
         for build in &mut builds {
-            self.inner.refresh(build);
+            self.inner.refresh(build).await;
         }
         Ok(BuildPage {
             builds,
@@ -462,6 +484,7 @@ impl Builder {
     pub async fn shutdown(&self, grace: Duration) {
         let inner = &self.inner;
         inner.lock_queue().drain();
+        inner.wake.notify_one();
         let clearing_up = CLEARING_UP.min(grace / 3);
         if tokio::time::timeout(grace.saturating_sub(clearing_up), inner.idle())
             .await
@@ -477,6 +500,19 @@ impl Builder {
 }
 
 impl Inner {
+    /// What the node has at this moment: what builds have reserved of the disk is theirs, whether they have written it or
+    /// not.
+    fn capacity(&self) -> NodeCapacity {
+        let mut node = self.config.node;
+        if self.config.reserve_disk
+            && let Ok(free) = rustix::fs::statvfs(&self.config.workspace_directory)
+        {
+            let free = free.f_bavail.saturating_mul(free.f_frsize);
+            node.disk_bytes = Some(node.disk_bytes.unwrap_or(u64::MAX).min(free));
+        }
+        node
+    }
+
     /// Where clients find the image of a build, or will.
     fn image_location(&self, tenant: &TenantId, id: BuildId) -> PathBuf {
         self.artifacts.location(&ArtifactKey {
@@ -500,7 +536,7 @@ impl Inner {
     }
 
     /// Adds what is not worth a transaction each: the latest figures, the place in the queue.
-    fn refresh(&self, build: &mut Build) {
+    async fn refresh(&self, build: &mut Build) {
         if build.state.is_terminal() {
             return;
         }
@@ -511,7 +547,9 @@ impl Inner {
             build.current_step = step;
         }
         if build.state == BuildState::Pending {
-            build.queue_position = self.lock_queue().position(build.id);
+            let place = self.place(build.id).await;
+            build.queue_position = place.map(|place| place.before);
+            build.estimated_start = place.and_then(|place| place.estimated_start);
         }
     }
 }

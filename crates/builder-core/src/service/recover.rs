@@ -52,6 +52,7 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
                     format!("The build failed: {reason}"),
                 )],
                 error_message: Some(reason),
+                refund: true,
                 ..BuildChange::default()
             };
             inner.store.change(build.id, change).await.map_err(failed)?;
@@ -75,12 +76,20 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
                 .map_err(failed)?;
         }
         let live = inner.live.insert(build.id);
-        inner.lock_queue().push(Waiting {
+        inner.lock_queue().insert(Waiting {
             id: build.id,
             request: build.request,
             live,
         });
     }
+    let left = inner.store.release_leftovers().await.map_err(failed)?;
+    if left > 0 {
+        tracing::error!(
+            builds = left,
+            "Builds that had ended had something reserved: it is free again"
+        );
+    }
+    inner.store.keep_accounts(store::now()).await.map_err(failed)?;
     Ok(())
 }
 

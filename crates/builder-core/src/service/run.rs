@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use tenant::{Reserved, account::Used};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
@@ -38,6 +39,9 @@ const EVENTS: usize = 256;
 /// Figures alone are not stored more often than this; who asks gets them fresh from memory.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
+/// What a running build has used is stored so often.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Pauses between attempts to store what has to be stored: a disk that is full now may not be in a moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -66,36 +70,25 @@ enum Ending {
 const REMOVAL_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Runs a build from its turn to its end, within a span of its own.
-pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting) {
+pub(super) async fn run(inner: &Arc<Inner>, waiting: Waiting, reserved: Reserved) {
     let span = observe::build_span(&waiting.id, &waiting.request.tenant.tenant_id);
     inner.observer.begins(&waiting.id, &span);
-    run_one(inner, waiting).instrument(span).await;
+    run_one(inner, waiting, reserved).instrument(span).await;
 }
 
-async fn run_one(inner: &Arc<Inner>, waiting: Waiting) {
+async fn run_one(inner: &Arc<Inner>, waiting: Waiting, reserved: Reserved) {
     let Waiting { id, request, live } = waiting;
     let had_credentials = request.source.credentials.is_some();
     let tenant = request.tenant.tenant_id.clone();
-    match begin(inner, id, &live).await {
-        Begun::Yes => {}
-        Begun::Cancelled => {
-            end_waiting(inner, id, &live, EndReason::ByRequest).await;
-            return;
-        }
-        // Ended in the meantime, or to be taken up by the next start: its row says what it is.
-        Begun::No => {
-            inner.live.remove(id);
-            return;
-        }
-    }
     tracing::info!(build.id = %id, tenant.id = %request.tenant.tenant_id, "Build begins");
 
     let (events, received) = event::channel(EVENTS);
     let cancel = live.end_token().clone();
     let service = Arc::clone(inner);
     // A task of its own: a panic in it ends this build and nothing else.
-    let work =
-        tokio::spawn(async move { build(&service, id, &request, events, cancel).await }.in_current_span());
+    let work = tokio::spawn(
+        async move { build(&service, id, &request, &reserved, events, cancel).await }.in_current_span(),
+    );
     let untold = record(inner, id, &live, received).await;
     let result = work
         .await
@@ -125,47 +118,16 @@ async fn run_one(inner: &Arc<Inner>, waiting: Waiting) {
     inner.make_room.notify_one();
 }
 
-/// What came of the attempt to begin.
-enum Begun {
-    Yes,
-    No,
-    Cancelled,
-}
-
-/// Counts and dates the attempt. A build is not begun without its row saying so.
-async fn begin(inner: &Inner, id: BuildId, live: &LiveBuild) -> Begun {
-    let change = BuildChange {
-        started_at: Some(store::now()),
-        lines: vec![NewLine::new(Level::Info, Component::Builder, "The build begins")],
-        ..BuildChange::default()
-    };
-    let stored = tokio::select! {
-        stored = persist(inner, id, || inner.store.change(id, change.clone())) => stored,
-        () = live.end_token().cancelled() => {
-            return match live.end_reason() {
-                Some(EndReason::ByRequest) => Begun::Cancelled,
-                _ => Begun::No,
-            };
-        }
-    };
-    match stored {
-        Some(lines) => {
-            live.broadcast(lines);
-            Begun::Yes
-        }
-        None => Begun::No,
-    }
-}
-
 /// The work of a build: image, and its place.
 async fn build(
     inner: &Inner,
     id: BuildId,
     request: &BuildRequest,
+    reserved: &Reserved,
     events: EventSender,
     cancel: CancellationToken,
 ) -> Result<Placed, BuildError> {
-    let pipeline = prepare(inner, id, request).await?;
+    let (pipeline, storage_bytes) = prepare(inner, id, request, reserved).await?;
     if let Some(isolation) = pipeline.launcher.isolation() {
         // Seen while the build runs; its end says it again.
         let change = BuildChange {
@@ -188,6 +150,10 @@ async fn build(
     let begun = Instant::now();
     let mut outcome = pipeline::run(&pipeline, request, &output, events.clone(), cancel.clone()).await?;
     let deadline = pipeline.limits.timeout.map(|limit| (begun + limit, limit));
+    if let Err(error) = keep_room(inner, id, &outcome, storage_bytes).await {
+        events.send(Event::Spent(Box::new(outcome.metrics))).await;
+        return Err(error);
+    }
     let publishing = publish(inner, &key, &outcome, &events, &cancel, deadline);
     let published = match observe::step(&events, Step::Publish, publishing).await {
         Ok(published) => published,
@@ -203,6 +169,20 @@ async fn build(
         .as_ref()
         .map(|_| outbox::registration(&*inner.artifacts, &key, request, &outcome));
     Ok((outcome, published, registration))
+}
+
+/// Counts the image towards its tenant's storage before it is published: what would be too much is never kept.
+async fn keep_room(inner: &Inner, id: BuildId, outcome: &Outcome, limit: u64) -> Result<(), BuildError> {
+    let metrics = &outcome.metrics;
+    let bytes = metrics.disk_usage_bytes.unwrap_or(outcome.size_bytes);
+    let kept = inner.store.keep_room(id, bytes, limit).await;
+    match kept.map_err(|error| BuildError::internal("count the image", error))? {
+        Some(refusal) => Err(BuildError::new(
+            BuildErrorKind::LimitExceeded,
+            refusal.to_string(),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Puts the image into its place, within what the build has left of its time.
@@ -275,8 +255,13 @@ fn unwritable(error: ArtifactError) -> BuildError {
 }
 
 /// The pipeline of one build: its limits, and the box that its workers share.
-async fn prepare(inner: &Inner, id: BuildId, request: &BuildRequest) -> Result<PipelineConfig, BuildError> {
-    let limits = limits(inner, request).await?;
+async fn prepare(
+    inner: &Inner,
+    id: BuildId,
+    request: &BuildRequest,
+    reserved: &Reserved,
+) -> Result<(PipelineConfig, u64), BuildError> {
+    let (limits, storage_bytes) = limits(inner, request, reserved).await?;
     let launcher = Arc::clone(&inner.pipeline.launcher);
     let build = BuildBox {
         name: id.to_string(),
@@ -291,11 +276,12 @@ async fn prepare(inner: &Inner, id: BuildId, request: &BuildRequest) -> Result<P
     let launcher = boxed
         .await
         .map_err(|error| BuildError::internal("prepare the build's box", error))??;
-    Ok(PipelineConfig {
+    let pipeline = PipelineConfig {
         limits,
         launcher,
         ..inner.pipeline.clone()
-    })
+    };
+    Ok((pipeline, storage_bytes))
 }
 
 /// Ends a build that was taken out of the queue.
@@ -308,15 +294,22 @@ pub(super) async fn end_waiting(inner: &Inner, id: BuildId, live: &LiveBuild, re
 
 /// What one build may use: the machine's limits, lowered by those of the tenant's tier, lowered by the request. Looked
 /// up at the beginning of the build, so that a change of the tenant's record counts for what still waits.
-async fn limits(inner: &Inner, request: &BuildRequest) -> Result<BuildLimits, BuildError> {
+async fn limits(
+    inner: &Inner,
+    request: &BuildRequest,
+    reserved: &Reserved,
+) -> Result<(BuildLimits, u64), BuildError> {
     let unknown = |error: StoreError| BuildError::internal("look up the tenant's limits", error);
     let tenants = &inner.config.tenants;
-    let tier = inner
+    let record = inner
         .store
-        .tier(request.tenant.tenant_id.clone())
+        .record(request.tenant.tenant_id.clone())
         .await
         .map_err(unknown)?;
-    let own = tenants.limits(tier.unwrap_or_else(|| tenants.default_tier()));
+    let own = match &record {
+        Some(record) => tenants.limits_of(record),
+        None => tenants.limits(tenants.default_tier()).clone(),
+    };
     // Both were checked when the build was accepted; a row could only have been changed by hand.
     let image_field = BuildErrorKind::InvalidArgument {
         field: "docker_image.image_uri",
@@ -336,17 +329,19 @@ async fn limits(inner: &Inner, request: &BuildRequest) -> Result<BuildLimits, Bu
     let timeout = machine
         .timeout
         .map_or(lowered.deadline(), |limit| limit.min(lowered.deadline()));
-    Ok(BuildLimits {
+    // No more than is reserved, should the record have been raised in between.
+    let limits = BuildLimits {
         timeout: Some(timeout),
-        max_disk_bytes: Some(lowered.disk_bytes),
-        max_memory_bytes: Some(lowered.memory_bytes),
-        max_cpu_cores: Some(lowered.cpu_cores),
+        max_disk_bytes: Some(lowered.disk_bytes.min(reserved.disk_bytes)),
+        max_memory_bytes: Some(lowered.memory_bytes.min(reserved.memory_bytes)),
+        max_cpu_cores: Some(lowered.cpu_cores.min(reserved.cpu_cores)),
         max_compressed_bytes: [machine.max_compressed_bytes, lowered.image_bytes]
             .into_iter()
             .flatten()
             .min(),
         max_image_bytes: machine.max_image_bytes,
-    })
+    };
+    Ok((limits, lowered.storage_bytes))
 }
 
 /// Stores what the pipeline tells, in batches, until it has nothing more to tell. What the database did not take is
@@ -361,7 +356,23 @@ async fn record(
     let mut batch = Vec::with_capacity(EVENTS);
     let mut figures_stored = Instant::now();
     let mut change = BuildChange::default();
-    while received.recv_many(&mut batch, EVENTS).await > 0 {
+    let mut used = Used::default();
+    let mut checkpoints = tokio::time::interval(CHECKPOINT_INTERVAL);
+    checkpoints.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let received = tokio::select! {
+            received = received.recv_many(&mut batch, EVENTS) => received,
+            _ = checkpoints.tick() => {
+                // A crash loses what comes after it, and nothing else.
+                if let Err(error) = inner.store.checkpoint(id, used).await {
+                    tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to store what a build has used");
+                }
+                continue;
+            }
+        };
+        if received == 0 {
+            break;
+        }
         for event in batch.drain(..) {
             match event {
                 Event::Log {
@@ -386,6 +397,17 @@ async fn record(
                     let (metadata, left_out) = shown(*metadata);
                     change.image_metadata = Some(metadata);
                     change.lines.extend(left_out);
+                }
+                Event::Used {
+                    cpu,
+                    peak_memory_bytes,
+                    pulled_bytes,
+                } => {
+                    used = Used {
+                        cpu,
+                        peak_memory_bytes,
+                        pulled_bytes,
+                    };
                 }
                 Event::Spent(metrics) => change.metrics = Some(*metrics),
                 Event::Step {
@@ -412,6 +434,10 @@ async fn record(
                 tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to store what a build tells");
             }
         }
+    }
+    // Its end adds what it knows itself, which is not all where it ends without an image.
+    if let Err(error) = inner.store.checkpoint(id, used).await {
+        tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to store what a build has used");
     }
     change.lines
 }
@@ -452,7 +478,7 @@ pub(super) async fn tell_end(inner: &Inner, id: BuildId, failure: Option<&'stati
         return;
     }
     let tenant = build.request.tenant.tenant_id;
-    let tier = inner.store.tier(tenant.clone()).await.ok().flatten();
+    let record = inner.store.record(tenant.clone()).await.ok().flatten();
     let duration = match (build.started_at, build.completed_at) {
         // A clock that was set back in between gives no figure.
         (Some(begun), Some(ended)) => ended.duration_since(begun).ok(),
@@ -460,7 +486,7 @@ pub(super) async fn tell_end(inner: &Inner, id: BuildId, failure: Option<&'stati
     };
     inner.observer.ended(&EndedBuild {
         id,
-        tier: tier.unwrap_or_else(|| inner.config.tenants.default_tier()),
+        tier: record.map_or_else(|| inner.config.tenants.default_tier(), |record| record.tier),
         tenant,
         state: build.state,
         failure: failure.filter(|_| build.state == BuildState::Failed),
@@ -501,10 +527,10 @@ where
 }
 
 /// Counts a build whose state waits to be stored, as long as it lives.
-struct Unstored<'a>(&'a AtomicUsize);
+pub(super) struct Unstored<'a>(&'a AtomicUsize);
 
 impl<'a> Unstored<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
+    pub(super) fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
@@ -582,6 +608,7 @@ fn given_up(
         completed_at: Some(store::now()),
         progress: Some((0, state.as_str().to_owned())),
         error_message: Some(message),
+        refund: is_shutdown || *error.kind() == BuildErrorKind::Internal,
         lines: vec![NewLine::new(level, Component::Builder, line)],
         ..BuildChange::default()
     }))

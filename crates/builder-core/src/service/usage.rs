@@ -1,6 +1,9 @@
 //! What a tenant may use, uses, and used.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Weak,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tenant::{Limits, Quota, TenantId};
 
@@ -20,7 +23,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TenantQuotas {
-    /// The limits in force: those of the tenant's tier, cut to what the machine gives.
+    /// The limits in force: those of the tenant's tier and record, cut to what the machine gives.
     pub limits: Limits,
     /// What it uses now.
     pub usage: TenantUsage,
@@ -73,9 +76,12 @@ pub struct BuildStats {
 
 pub(super) async fn quotas(inner: &Inner, tenant: TenantId) -> Result<TenantQuotas, ServiceError> {
     let now = store::now();
-    let (tier, usage) = inner.store.usage(tenant, now).await.map_err(internal)?;
+    let (record, usage) = inner.store.usage(tenant, now).await.map_err(internal)?;
     let tiers = &inner.config.tenants;
-    let limits = tiers.limits(tier.unwrap_or_else(|| tiers.default_tier())).clone();
+    let limits = match &record {
+        Some(record) => tiers.limits_of(record),
+        None => tiers.limits(tiers.default_tier()).clone(),
+    };
     Ok(TenantQuotas {
         violations: violations(&limits, &usage, now),
         limits,
@@ -102,7 +108,7 @@ pub(super) async fn stats(
         .await
         .map_err(internal)?;
     for build in &mut recent {
-        inner.refresh(build);
+        inner.refresh(build).await;
     }
     Ok(BuildStats {
         total_builds: sums.total,
@@ -113,6 +119,59 @@ pub(super) async fn stats(
         cpu_time: sums.cpu_time,
         recent,
     })
+}
+
+/// Looks over the tenants of which builds run, each `quota_check_interval`, and keeps their accounts: until the service has
+/// stopped or is dropped.
+///
+/// A limit that is exceeded was lowered after the fact, since nothing is admitted beyond one: what runs may end, which is
+/// told.
+pub(super) async fn look_over(inner: Weak<Inner>) {
+    let Some((stopped, interval)) = inner
+        .upgrade()
+        .map(|inner| (inner.stopped.clone(), inner.config.quota_check_interval))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = tokio::time::sleep(interval.max(Duration::from_millis(1))) => {}
+        }
+        let Some(service) = inner.upgrade() else {
+            return;
+        };
+        if let Err(error) = check(&service).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "The quotas could not be looked over"
+            );
+        }
+        // A limit may have been raised.
+        service.wake.notify_one();
+    }
+}
+
+async fn check(inner: &Inner) -> Result<(), store::StoreError> {
+    let now = store::now();
+    inner.store.keep_accounts(now).await?;
+    for tenant in inner.store.busy_tenants().await? {
+        let (record, usage) = inner.store.usage(tenant.clone(), now).await?;
+        let Some(record) = record else { continue };
+        let limits = inner.config.tenants.limits_of(&record);
+        for violation in violations(&limits, &usage, now) {
+            if violation.current > violation.limit {
+                tracing::warn!(
+                    tenant.id = %tenant,
+                    quota = violation.quota.as_str(),
+                    current = violation.current,
+                    limit = violation.limit,
+                    "A tenant uses more than it may"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 fn violations(limits: &Limits, usage: &TenantUsage, now: SystemTime) -> Vec<QuotaViolation> {

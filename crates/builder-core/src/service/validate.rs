@@ -82,12 +82,20 @@ pub(super) fn requested_limits(request: &BuildRequest) -> Result<RequestedLimits
         timeout: limits
             .timeout_seconds
             .map(|seconds| Duration::from_secs(seconds.into())),
+        concurrent_builds: limits.max_concurrent_builds,
+        daily_builds: limits.max_daily_builds,
+        storage_bytes: limits.max_storage_bytes,
         registries,
         ..RequestedLimits::default()
     })
 }
 
 impl Checked {
+    /// What the request lowers.
+    pub(super) const fn requested(&self) -> &RequestedLimits {
+        &self.requested
+    }
+
     /// Compares the request with what its tenant may use; gives the lines that tell what was cut.
     pub(super) fn admit(&self, tenant: &Limits) -> Result<Vec<NewLine>, ServiceError> {
         let lowered = tenant.lowered_by(&self.requested);

@@ -1,38 +1,23 @@
 //! Builds: inserted once, then moved forward until they end.
 
-use std::{
-    ffi::OsString,
-    os::unix::ffi::{OsStrExt, OsStringExt},
-    path::PathBuf,
-    time::SystemTime,
-};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, params_from_iter, types::Value};
-use tenant::{TenantId, TenantRecord, Tier};
+use tenant::{TenantId, TenantRecord, account::Used};
 
 use super::{
     Duty, Lane, NewLine, Registration, Store, StoreError,
     answer::AnswerSize,
     from_integer, from_micros,
     logs::{append, decode, decode_name, encode},
-    outbox, to_integer, to_micros,
+    outbox,
+    queue::{end, used},
+    to_integer, to_micros,
 };
 use crate::{
     build::{Build, BuildId, BuildMetrics, BuildState, ImageMetadata},
-    error::ServiceError,
     event::LogLine,
-    request::BuildRequest,
 };
-
-/// A build to be accepted.
-#[derive(Clone, Debug)]
-pub(crate) struct NewBuild {
-    pub(crate) id: BuildId,
-    pub(crate) request: BuildRequest,
-    pub(crate) created_at: SystemTime,
-    pub(crate) rootfs_path: PathBuf,
-    pub(crate) lines: Vec<NewLine>,
-}
 
 /// A build with what only the service needs to know of it.
 #[derive(Clone, Debug)]
@@ -58,8 +43,6 @@ pub(crate) struct Finished {
 pub(crate) struct BuildChange {
     /// Where the build stands now. A state that lies behind the present one is not taken.
     pub(crate) state: Option<BuildState>,
-    /// The work begins: the attempt is counted and dated.
-    pub(crate) started_at: Option<SystemTime>,
     pub(crate) completed_at: Option<SystemTime>,
     pub(crate) progress: Option<(u8, String)>,
     pub(crate) finished: Option<Finished>,
@@ -68,6 +51,8 @@ pub(crate) struct BuildChange {
     pub(crate) error_message: Option<String>,
     /// What assetmanagerd is to be told of the image.
     pub(crate) registration: Option<Registration>,
+    /// The build fails by the service's own fault: its day is given back.
+    pub(crate) refund: bool,
     pub(crate) lines: Vec<NewLine>,
 }
 
@@ -94,47 +79,6 @@ pub(super) const COLUMNS: &str = "ordinal, id, tenant_id, state, request, needs_
      progress_percent, current_step, asset_id, image_removed_at";
 
 impl Store {
-    /// Inserts a build and its first lines, unless `admit` refuses it. `admit` sees the tenant's record, made with
-    /// `default_tier` when the tenant was never seen before, in the transaction that accepts the build; the lines that it
-    /// gives follow those of the build.
-    pub(crate) async fn insert<A>(
-        &self,
-        new: NewBuild,
-        default_tier: Tier,
-        admit: A,
-    ) -> Result<Build, StoreError>
-    where
-        A: FnOnce(&TenantRecord) -> Result<Vec<NewLine>, ServiceError> + Send + 'static,
-    {
-        self.write(move |transaction| {
-            let tenant_id = &new.request.tenant.tenant_id;
-            let record =
-                tenant::records::get_or_create(transaction, tenant_id, default_tier, new.created_at)?;
-            let more_lines = admit(&record).map_err(|error| StoreError::Refused(Box::new(error)))?;
-            let lines = new.lines.into_iter().chain(more_lines).collect();
-            transaction
-                .prepare_cached(
-                    "INSERT INTO builds
-                     (id, tenant_id, state, request, needs_credentials, created_at, rootfs_path, current_step)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                )?
-                .execute(params![
-                    new.id.to_string(),
-                    new.request.tenant.tenant_id.as_str(),
-                    BuildState::Pending.as_str(),
-                    // Credentials are skipped by serde: what is encoded here never holds them.
-                    encode(&new.request),
-                    new.request.source.credentials.is_some(),
-                    to_micros(new.created_at),
-                    new.rootfs_path.as_os_str().as_bytes(),
-                    "wait for a turn",
-                ])?;
-            append(transaction, transaction.last_insert_rowid(), lines, false)?;
-            Ok(find(transaction, new.id)?.ok_or(StoreError::NoSuchBuild)?.build)
-        })
-        .await
-    }
-
     /// Applies a change; gives the log lines with their numbers, to be broadcast now that they are stored.
     ///
     /// # Errors
@@ -162,18 +106,18 @@ impl Store {
                      current_step = 'wait for a turn', attempts = MAX(0, attempts - ?2) WHERE ordinal = ?1",
                 )?
                 .execute(params![ordinal, why == Requeued::Shutdown])?;
+            // After a crash only the checkpoints know how long it ran.
+            let ended_at = (why == Requeued::Shutdown).then(super::now);
+            tenant::account::interrupt(transaction, &id.to_string(), &Used::default(), ended_at)?;
             append(transaction, ordinal, vec![line], true)
         })
         .await
     }
 
-    /// The tenant's tier, as its record says now.
-    pub(crate) async fn tier(&self, tenant: TenantId) -> Result<Option<Tier>, StoreError> {
-        self.read(move |connection| {
-            let transaction = connection.unchecked_transaction()?;
-            Ok(tenant::records::tier_of(&transaction, &tenant)?)
-        })
-        .await
+    /// The tenant's record, as it is now.
+    pub(crate) async fn record(&self, tenant: TenantId) -> Result<Option<TenantRecord>, StoreError> {
+        self.read(move |connection| Ok(tenant::records::get(connection, &tenant)?))
+            .await
     }
 
     /// One build, whosever it is.
@@ -271,24 +215,21 @@ fn apply(
         .prepare_cached(
             "UPDATE builds SET
                 state = ?2,
-                started_at = COALESCE(?3, started_at),
-                attempts = attempts + (?3 IS NOT NULL),
-                completed_at = COALESCE(?4, completed_at),
-                progress_percent = MAX(progress_percent, COALESCE(?5, 0)),
-                current_step = COALESCE(?6, current_step),
-                rootfs_size_bytes = COALESCE(?7, rootfs_size_bytes),
-                rootfs_checksum = COALESCE(?8, rootfs_checksum),
-                image_metadata = COALESCE(?9, image_metadata),
-                metrics = COALESCE(?10, metrics),
-                error_message = COALESCE(?11, error_message),
-                stored_bytes = COALESCE(?12, stored_bytes),
-                cpu_time_ms = cpu_time_ms + COALESCE(?13, 0)
+                completed_at = COALESCE(?3, completed_at),
+                progress_percent = MAX(progress_percent, COALESCE(?4, 0)),
+                current_step = COALESCE(?5, current_step),
+                rootfs_size_bytes = COALESCE(?6, rootfs_size_bytes),
+                rootfs_checksum = COALESCE(?7, rootfs_checksum),
+                image_metadata = COALESCE(?8, image_metadata),
+                metrics = COALESCE(?9, metrics),
+                error_message = COALESCE(?10, error_message),
+                stored_bytes = COALESCE(?11, stored_bytes),
+                cpu_time_ms = cpu_time_ms + COALESCE(?12, 0)
              WHERE ordinal = ?1",
         )?
         .execute(params![
             ordinal,
             next.as_str(),
-            change.started_at.map(to_micros),
             change.completed_at.map(to_micros),
             percent,
             step,
@@ -316,6 +257,25 @@ fn apply(
             super::now(),
         )?;
     }
+    let metrics = change.metrics.as_ref();
+    if next.is_terminal() {
+        let stored_bytes = change
+            .finished
+            .as_ref()
+            .map_or(0, |finished| finished.stored_bytes);
+        let moment = change.completed_at.unwrap_or_else(super::now);
+        end(
+            transaction,
+            id,
+            next,
+            change.refund,
+            metrics,
+            stored_bytes,
+            moment,
+        )?;
+    } else if let Some(metrics) = metrics {
+        tenant::account::checkpoint(transaction, &id.to_string(), &used(metrics), super::now())?;
+    }
     append(transaction, ordinal, change.lines, next.is_terminal())
 }
 
@@ -328,7 +288,7 @@ pub(super) fn standing(transaction: &Transaction<'_>, id: BuildId) -> Result<(i6
     Ok((ordinal, decode_name(id, "state", state)?))
 }
 
-fn find(connection: &Connection, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
+pub(super) fn find(connection: &Connection, id: BuildId) -> Result<Option<StoredBuild>, StoreError> {
     let mut statement = connection.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM builds WHERE id = ?1 AND deleted_at IS NULL"
     ))?;
@@ -367,6 +327,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<StoredBuild, StoreError> {
         asset_id: row.get("asset_id")?,
         image_removed_at: optional_time("image_removed_at")?,
         queue_position: None,
+        estimated_start: None,
     };
     Ok(StoredBuild {
         build,

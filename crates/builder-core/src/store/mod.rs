@@ -15,6 +15,7 @@ pub mod backup;
 mod builds;
 mod logs;
 mod outbox;
+mod queue;
 mod readers;
 mod removal;
 mod schema;
@@ -33,9 +34,10 @@ use rusqlite::{Connection, Transaction};
 use rustix::{fs::FlockOperation, io::Errno};
 
 pub(crate) use audit::note as note_audit_event;
-pub(crate) use builds::{BuildChange, Finished, NewBuild, Requeued};
+pub(crate) use builds::{BuildChange, Finished, Requeued};
 pub(crate) use logs::{NewLine, PageSize, last_lines, lines_after};
 pub(crate) use outbox::{Claimed, Deletion, Duty, LONGEST_WAIT, Postponed, Registration};
+pub(crate) use queue::{Inserted, NewBuild, Started, Turn};
 pub(crate) use readers::Lane;
 pub(crate) use removal::{FileClaim, KeptImage, has_ended};
 pub use usage::TenantUsage;
@@ -108,6 +110,9 @@ pub(crate) enum StoreError {
     /// A tenant's row could not be read or written.
     #[error("the tenant's record failed")]
     Tenant(#[from] tenant::RecordError),
+    /// The accounts of tenants could not be read or written.
+    #[error("the accounts of tenants failed")]
+    Account(#[from] tenant::AccountError),
     /// The build was looked at with the tenant's record at hand, and not accepted.
     #[error("the build was refused")]
     Refused(Box<ServiceError>),

@@ -92,6 +92,7 @@ impl Store {
                      WHERE ordinal = ?1",
                 )?
                 .execute(params![ordinal, to_micros(super::now())])?;
+            tenant::storage::remove(transaction, &id.to_string(), super::now())?;
             Ok(())
         })
         .await
@@ -117,6 +118,7 @@ impl Store {
                      current_step = 'done; the image was removed to make room' WHERE ordinal = ?1",
                 )?
                 .execute(params![ordinal, to_micros(super::now())])?;
+            tenant::storage::remove(transaction, &id.to_string(), super::now())?;
             append(transaction, ordinal, vec![line], true)?;
             Ok(())
         })

@@ -67,6 +67,8 @@ pub(crate) fn new_build(tenant: &str) -> NewBuild {
     NewBuild {
         id,
         request: request(tenant),
+        requested: tenant::RequestedLimits::default(),
+        key: None,
         created_at: now(),
         rootfs_path: PathBuf::from(format!("/images/{id}.ext4")),
         lines: vec![line("accepted")],
@@ -74,7 +76,28 @@ pub(crate) fn new_build(tenant: &str) -> NewBuild {
 }
 
 pub(crate) async fn insert(store: &Store, new: NewBuild) -> Result<crate::build::Build, StoreError> {
-    store.insert(new, tenant::Tier::Pro, |_| Ok(Vec::new())).await
+    match store
+        .insert(
+            new,
+            table(tenant::Tier::Pro),
+            tenant::NodeCapacity::builds(9),
+            |_| Ok(Vec::new()),
+        )
+        .await?
+    {
+        Inserted::New(build) => Ok(*build),
+        Inserted::Repeated(id) => panic!("{id} was accepted before"),
+    }
+}
+
+/// Limits that none of these tests meets.
+fn table(default_tier: tenant::Tier) -> tenant::TierTable {
+    let figures = tenant::TenantDefaults {
+        concurrent_builds: 1_000,
+        daily_builds: 1_000,
+        ..tenant::TenantDefaults::default()
+    };
+    tenant::TierTable::new(default_tier, &figures)
 }
 
 struct Fixture {
@@ -93,9 +116,34 @@ impl Fixture {
         insert(&self.store, new_build(tenant)).await.unwrap().id
     }
 
+    async fn begin(&self, id: BuildId, at: SystemTime) {
+        begin(&self.store, id, at).await;
+    }
+
     async fn change(&self, id: BuildId, change: BuildChange) -> Vec<crate::event::LogLine> {
         self.store.change(id, change).await.unwrap()
     }
+}
+
+/// Starts this build, whosever turn it is.
+async fn begin(store: &Store, id: BuildId, at: SystemTime) {
+    store
+            .write(move |transaction| {
+                let (id, at) = (id.to_string(), to_micros(at));
+                for statement in [
+                    "UPDATE builds SET started_at = ?2, attempts = attempts + 1 WHERE id = ?1",
+                    "UPDATE admissions SET running = 1, first_started_at = ?2 WHERE build_id = ?1",
+                    "INSERT INTO reservations
+                        (build_id, tenant_id, memory_bytes, cpu_cores, disk_bytes, started_at, checked_at)
+                        SELECT build_id, tenant_id, 1, 1, 1, ?2, ?2 FROM admissions WHERE build_id = ?1",
+                    "INSERT INTO charges SELECT build_id, tenant_id, ?2 / 86400000000 FROM admissions WHERE build_id = ?1",
+                ] {
+                    assert_eq!(transaction.execute(statement, rusqlite::params![id, at])?, 1);
+                }
+                Ok(())
+            })
+            .await
+            .unwrap();
 }
 
 fn to(state: BuildState) -> BuildChange {
@@ -117,12 +165,12 @@ async fn a_build_survives_reopening_with_everything_but_its_credentials() {
     let id = new.id;
     let inserted = insert(&store, new.clone()).await.unwrap();
     assert_eq!(inserted.created_at, new.created_at);
+    begin(&store, id, now()).await;
     store
         .change(
             id,
             BuildChange {
                 state: Some(BuildState::Completed),
-                started_at: Some(now()),
                 completed_at: Some(now()),
                 progress: Some((100, "done".to_owned())),
                 finished: Some(Finished {
@@ -418,11 +466,8 @@ async fn an_interrupted_build_goes_back_to_the_start() {
     let fixture = Fixture::new();
     let (ended, interrupted) = (fixture.add("alice").await, fixture.add("alice").await);
     fixture.change(ended, to(BuildState::Completed)).await;
-    let running = BuildChange {
-        started_at: Some(now()),
-        ..to(BuildState::Building)
-    };
-    fixture.change(interrupted, running).await;
+    fixture.begin(interrupted, now()).await;
+    fixture.change(interrupted, to(BuildState::Building)).await;
     fixture
         .store
         .requeue(interrupted, line("again"), Requeued::Crash)
@@ -449,23 +494,30 @@ async fn a_refused_build_leaves_no_row_and_no_tenant() {
     let id = new.id;
     let refused = fixture
         .store
-        .insert(new.clone(), tenant::Tier::Free, |_| {
-            Err(ServiceError::ResourceExhausted("full".to_owned()))
-        })
+        .insert(
+            new.clone(),
+            table(tenant::Tier::Free),
+            tenant::NodeCapacity::builds(1),
+            |_| Err(ServiceError::FailedPrecondition("no".to_owned())),
+        )
         .await;
     assert!(matches!(refused, Err(StoreError::Refused(_))));
     assert!(fixture.store.get(id).await.unwrap().is_none());
     let carol: tenant::TenantId = "carol".parse().unwrap();
-    assert_eq!(fixture.store.tier(carol.clone()).await.unwrap(), None);
+    assert!(fixture.store.record(carol.clone()).await.unwrap().is_none());
 
     fixture
         .store
-        .insert(new, tenant::Tier::Free, |record| {
-            Ok(vec![line(record.tier.as_str())])
-        })
+        .insert(
+            new,
+            table(tenant::Tier::Free),
+            tenant::NodeCapacity::builds(1),
+            |limits| Ok(vec![line(&limits.daily_builds.to_string())]),
+        )
         .await
         .unwrap();
-    assert_eq!(fixture.store.tier(carol).await.unwrap(), Some(tenant::Tier::Free));
+    let record = fixture.store.record(carol).await.unwrap().unwrap();
+    assert_eq!(record.tier, tenant::Tier::Free);
     let lines = fixture
         .store
         .read(move |connection| lines_after(connection, id, 1, page(10)))
@@ -474,6 +526,6 @@ async fn a_refused_build_leaves_no_row_and_no_tenant() {
         .lines;
     assert_eq!(
         lines.iter().map(|line| line.message.as_str()).collect::<Vec<_>>(),
-        ["accepted", "free"]
+        ["accepted", "1000"]
     );
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Row, params};
-use tenant::{TenantId, Tier};
+use tenant::{TenantId, TenantRecord};
 
 use super::{
     Store, StoreError,
@@ -31,7 +31,7 @@ pub struct TenantUsage {
     pub builds_failed_today: u64,
     /// Bytes that the tenant's images take where they are kept.
     pub storage_bytes: u64,
-    /// CPU time of the builds that ended today.
+    /// CPU time of the builds that ended today, and of those that run so far.
     pub cpu_time_today: Duration,
 }
 
@@ -47,43 +47,24 @@ pub(crate) struct WindowSums {
 }
 
 impl Store {
-    /// The tenant's tier, if it was ever seen, and its usage, in one snapshot.
+    /// The tenant's record, if it was ever seen, and its usage, in one snapshot.
     pub(crate) async fn usage(
         &self,
         tenant: TenantId,
         now: SystemTime,
-    ) -> Result<(Option<Tier>, TenantUsage), StoreError> {
+    ) -> Result<(Option<TenantRecord>, TenantUsage), StoreError> {
         self.read(move |connection| {
             let snapshot = connection.unchecked_transaction()?;
+            let accounts = tenant::usage(&snapshot, &tenant, now)?;
+            let mut usage = TenantUsage {
+                active_builds: accounts.active_builds,
+                queued_builds: accounts.queued_builds,
+                builds_started_today: accounts.daily_builds,
+                storage_bytes: accounts.storage_bytes,
+                ..TenantUsage::default()
+            };
             let now = to_micros(now);
             let day = now - now.rem_euclid(DAY_MICROS);
-            let mut usage = TenantUsage::default();
-
-            let unfinished = "SELECT state = 'pending', COUNT(*) FROM builds
-                 WHERE tenant_id = ?1 AND state IN ('pending', 'pulling', 'extracting', 'building', 'optimizing')
-                 GROUP BY state = 'pending'";
-            // A build that has begun and pulls nothing yet is pending by its state and active by its start.
-            let begun = "SELECT COUNT(*) FROM builds
-                 WHERE tenant_id = ?1 AND state = 'pending' AND started_at IS NOT NULL";
-            let mut statement = snapshot.prepare_cached(unfinished)?;
-            let mut rows = statement.query([tenant.as_str()])?;
-            while let Some(row) = rows.next()? {
-                let count = from_integer(row.get(1)?);
-                match row.get(0)? {
-                    true => usage.queued_builds = count,
-                    false => usage.active_builds = count,
-                }
-            }
-            let begun: i64 = snapshot.prepare_cached(begun)?.query_row([tenant.as_str()], |row| row.get(0))?;
-            let begun = from_integer(begun).min(usage.queued_builds);
-            usage.queued_builds -= begun;
-            usage.active_builds += begun;
-
-            // No upper bound: what a clock that was set back has dated later counts as today's, so that stepping back
-            // gives nothing away.
-            usage.builds_started_today = snapshot
-                .prepare_cached("SELECT COUNT(*) FROM builds WHERE tenant_id = ?1 AND started_at >= ?2")?
-                .query_row(params![tenant.as_str(), day], |row| row.get(0).map(from_integer))?;
             let ended = "SELECT COALESCE(SUM(state = 'completed'), 0), COALESCE(SUM(state = 'failed'), 0),
                          COALESCE(SUM(cpu_time_ms), 0) FROM builds WHERE tenant_id = ?1 AND completed_at >= ?2";
             snapshot
@@ -94,12 +75,9 @@ impl Store {
                     usage.cpu_time_today = milliseconds(row, 2)?;
                     Ok(())
                 })?;
-            usage.storage_bytes = snapshot
-                .prepare_cached(
-                    "SELECT COALESCE(SUM(stored_bytes), 0) FROM builds WHERE tenant_id = ?1 AND stored_bytes > 0",
-                )?
-                .query_row([tenant.as_str()], |row| row.get(0).map(from_integer))?;
-            Ok((tenant::records::tier_of(&snapshot, &tenant)?, usage))
+            // Builds that run, as far as they were measured.
+            usage.cpu_time_today += accounts.cpu_running;
+            Ok((tenant::records::get(&snapshot, &tenant)?, usage))
         })
         .await
     }

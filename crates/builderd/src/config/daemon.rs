@@ -43,7 +43,7 @@ pub struct Config {
     /// How the service port is encrypted, and what calls of the service's own show.
     pub tls: TlsSettings,
     /// Builds that run at the same time.
-    pub max_concurrent_builds: usize,
+    pub max_concurrent_builds: u32,
     /// The longest that any build may take.
     pub build_timeout: Duration,
     /// Holds the database.
@@ -91,6 +91,8 @@ pub struct Config {
     pub default_tier: Tier,
     /// What that tier may use.
     pub tenant_defaults: TenantDefaults,
+    /// How often quotas are looked over.
+    pub quota_check_interval: Duration,
     /// Where finished images are registered; `None` for nowhere.
     pub asset_manager: Option<assetclient::Config>,
     /// Who may answer as assetmanagerd, where identities are SPIFFE's.
@@ -211,9 +213,14 @@ impl Config {
                 "dedicated" => Tier::Dedicated,
                 _ => Tier::Free,
             },
+            quota_check_interval: values.duration("TENANT_QUOTA_CHECK_INTERVAL"),
             tenant_defaults: TenantDefaults {
                 memory_bytes: values.integer("TENANT_DEFAULT_MAX_MEMORY_BYTES"),
+                cpu_cores: values.integer("TENANT_DEFAULT_MAX_CPU_CORES"),
                 disk_bytes: values.integer("TENANT_DEFAULT_MAX_DISK_BYTES"),
+                concurrent_builds: values.integer("TENANT_DEFAULT_MAX_CONCURRENT_BUILDS"),
+                daily_builds: values.integer("TENANT_DEFAULT_MAX_DAILY_BUILDS"),
+                storage_bytes: values.integer("TENANT_DEFAULT_MAX_STORAGE_BYTES"),
                 timeout: Duration::from_secs(values.integer("TENANT_DEFAULT_TIMEOUT_SECONDS")),
                 build_time: Duration::from_secs(
                     values.integer::<u64>("TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES") * 60,
@@ -221,8 +228,6 @@ impl Config {
                 retention: Duration::from_secs(
                     values.integer::<u64>("STORAGE_RETENTION_DAYS") * 24 * 60 * 60,
                 ),
-                // The others have the values of their settings' defaults: nothing else is accepted yet.
-                ..TenantDefaults::default()
             },
             asset_manager,
             asset_manager_id,

@@ -3,7 +3,6 @@
 use super::setting::{Form, Setting, works};
 
 const NOT_PORTABLE: &str = "the database is SQLite in this version";
-const NO_QUOTAS: &str = "tenant quotas are not enforced in this version";
 
 const COUNT: Form = Form::Integer {
     min: 1,
@@ -263,9 +262,8 @@ pub const SETTINGS: &[Setting] = &[
         "TENANT_QUOTA_CHECK_INTERVAL",
         "5m",
         DURATION,
-        "How often quotas are looked over",
-    )
-    .not_yet(NO_QUOTAS),
+        "How often quotas are looked over, and stored images are put into the ledger",
+    ),
     works(
         "TENANT_DEFAULT_MAX_MEMORY_BYTES",
         "2147483648",
@@ -277,8 +275,7 @@ pub const SETTINGS: &[Setting] = &[
         "2",
         COUNT,
         "Cores of a build, default tier",
-    )
-    .not_yet("the cores of a build are not bounded in this version"),
+    ),
     works(
         "TENANT_DEFAULT_MAX_DISK_BYTES",
         "10737418240",
@@ -295,23 +292,20 @@ pub const SETTINGS: &[Setting] = &[
         "TENANT_DEFAULT_MAX_CONCURRENT_BUILDS",
         "3",
         COUNT,
-        "Builds at once, default tier",
-    )
-    .not_yet(NO_QUOTAS),
+        "Builds at once of one tenant, default tier",
+    ),
     works(
         "TENANT_DEFAULT_MAX_DAILY_BUILDS",
         "100",
         COUNT,
-        "Builds a day, default tier",
-    )
-    .not_yet(NO_QUOTAS),
+        "Builds a UTC day of one tenant, default tier",
+    ),
     works(
         "TENANT_DEFAULT_MAX_STORAGE_BYTES",
         "53687091200",
         BYTES,
-        "Bytes of images, default tier",
-    )
-    .not_yet(NO_QUOTAS),
+        "Bytes of images of one tenant, default tier",
+    ),
     works(
         "TENANT_DEFAULT_MAX_BUILD_TIME_MINUTES",
         "30",

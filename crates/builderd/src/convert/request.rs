@@ -497,26 +497,6 @@ fn strategy(
 }
 
 fn limits(limits: proto::TenantResourceLimits, path: &FieldPath<'_>) -> Result<RequestedLimits, FieldError> {
-    const OF_TENANT: &str = "limits over all builds of a tenant cannot be lowered by a request yet";
-    for (name, value, reason) in [
-        (
-            "max_cpu_cores",
-            i64::from(limits.max_cpu_cores),
-            "the cores of a build cannot be limited yet",
-        ),
-        (
-            "max_concurrent_builds",
-            i64::from(limits.max_concurrent_builds),
-            OF_TENANT,
-        ),
-        ("max_daily_builds", i64::from(limits.max_daily_builds), OF_TENANT),
-        ("max_storage_bytes", limits.max_storage_bytes, OF_TENANT),
-    ] {
-        let path = path.field(name);
-        if path.positive::<i64, u64>(value)?.is_some() {
-            return Err(path.unimplemented(reason));
-        }
-    }
     let containment = [
         ("allowed_git_hosts", !limits.allowed_git_hosts.is_empty()),
         ("allow_external_network", limits.allow_external_network),
@@ -542,7 +522,14 @@ fn limits(limits: proto::TenantResourceLimits, path: &FieldPath<'_>) -> Result<R
         .map(|minutes| minutes.saturating_mul(60));
     Ok(RequestedLimits {
         max_memory_bytes: path.field("max_memory_bytes").positive(limits.max_memory_bytes)?,
-        max_cpu_cores: None,
+        max_cpu_cores: path.field("max_cpu_cores").positive(limits.max_cpu_cores)?,
+        max_concurrent_builds: path
+            .field("max_concurrent_builds")
+            .positive(limits.max_concurrent_builds)?,
+        max_daily_builds: path.field("max_daily_builds").positive(limits.max_daily_builds)?,
+        max_storage_bytes: path
+            .field("max_storage_bytes")
+            .positive(limits.max_storage_bytes)?,
         max_disk_bytes: path.field("max_disk_bytes").positive(limits.max_disk_bytes)?,
         sandbox_level,
         timeout_seconds: seconds.into_iter().chain(minutes).min(),

@@ -69,7 +69,7 @@ pub fn build_job(build: Build, build_logs: Vec<String>) -> proto::BuildJob {
         current_step: build.current_step,
         asset_id: build.asset_id.unwrap_or_default(),
         queue_position: small(build.queue_position),
-        estimated_start: None,
+        estimated_start: build.estimated_start.map(timestamp),
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use http::Response;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Calls with one answer that a peer has open; further ones wait. An answer has a few MiB at most, and 1 mostly.
@@ -134,6 +134,7 @@ impl http_body::Body for Answer {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
     use std::net::Ipv4Addr;
 
     use futures_util::FutureExt as _;

@@ -270,6 +270,36 @@ fn working_variables_take_effect() {
             "300",
         ),
         (
+            "TENANT_QUOTA_CHECK_INTERVAL",
+            "7s",
+            |config| config.quota_check_interval.as_secs().to_string(),
+            "7",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_CPU_CORES",
+            "7",
+            |config| config.tenant_defaults.cpu_cores.to_string(),
+            "7",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_CONCURRENT_BUILDS",
+            "8",
+            |config| config.tenant_defaults.concurrent_builds.to_string(),
+            "8",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_DAILY_BUILDS",
+            "9",
+            |config| config.tenant_defaults.daily_builds.to_string(),
+            "9",
+        ),
+        (
+            "TENANT_DEFAULT_MAX_STORAGE_BYTES",
+            "10",
+            |config| config.tenant_defaults.storage_bytes.to_string(),
+            "10",
+        ),
+        (
             "DOCKER_REGISTRY_AUTH",
             "false",
             |config| config.registry_credentials.to_string(),

@@ -93,7 +93,12 @@ fn assetmanagerd_may_be_pinned() {
 
 #[test]
 fn what_protects_nobody_is_refused() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+    type Case = (
+        &'static str,
+        &'static [(&'static str, &'static str)],
+        &'static [&'static str],
+    );
+    let cases: &[Case] = &[
         (
             "no certificate",
             &[PAIR[0], PAIR[2]],

@@ -354,10 +354,6 @@ fn create_build() -> Vec<Case> {
         );
     }
     for (field, value) in [
-        ("max_cpu_cores", json!(1)),
-        ("max_concurrent_builds", json!(1)),
-        ("max_daily_builds", json!(1)),
-        ("max_storage_bytes", json!(1)),
         ("allowed_git_hosts", json!(["github.com"])),
         ("allow_external_network", json!(true)),
         ("allow_privileged_builds", json!(true)),

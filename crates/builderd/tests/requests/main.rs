@@ -211,12 +211,36 @@ async fn what_is_switched_off_or_not_there_is_not_read_over() {
     let (_, answer) = service.connect("CreateBuild", &[], &request).await;
     assert_eq!(answer["code"], "failed_precondition");
     assert!(!answer.to_string().contains("hunter2"), "{answer}");
+}
 
-    let request = create("/config/build_name", json!("n"));
-    let (_, answer) = service
-        .connect("CreateBuild", &[("idempotency-key", "k")], &request)
-        .await;
-    assert_eq!(answer["code"], "unimplemented");
+#[tokio::test]
+async fn a_key_gives_the_same_build_and_a_used_up_quota_tells_when_to_come_back() {
+    let service = Service::start(&[("TENANT_DEFAULT_MAX_DAILY_BUILDS", "1")]).await;
+    let named = |name: &str| create("/config/build_name", json!(name));
+    let keyed = async |key: &'static str, name: &str| {
+        let headers = [("idempotency-key", key)];
+        service.connect("CreateBuild", &headers, &named(name)).await.1
+    };
+    let first = keyed("k", "n").await;
+    assert!(first["buildId"].is_string(), "{first}");
+    assert_eq!(keyed("k", "n").await["buildId"], first["buildId"]);
+    assert_eq!(keyed("k", "other").await["code"], "already_exists");
+    let bad = keyed("a b", "n").await;
+    assert_eq!(bad["code"], "invalid_argument");
+    assert!(
+        bad["message"].as_str().unwrap().starts_with("Idempotency-Key: "),
+        "{bad}"
+    );
+    let refused = keyed("k2", "n").await;
+    assert_eq!(refused["code"], "resource_exhausted", "{refused}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.starts_with("daily_builds: 1 of 1 builds"), "{message}");
+    let details = refused["details"].as_array().unwrap();
+    let types: Vec<_> = details
+        .iter()
+        .map(|detail| detail["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(types, ["google.rpc.ErrorInfo", "google.rpc.RetryInfo"]);
 }
 
 #[tokio::test]

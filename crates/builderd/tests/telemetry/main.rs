@@ -278,7 +278,7 @@ const DOCUMENTED: [(&str, &[&str]); 25] = [
 async fn metrics_and_traces_tell_of_builds_that_completed_failed_and_were_cancelled() {
     let registry = Registry::start().unwrap();
     let reference = registry.publish("team/app", "1", &sample());
-    let slow = Image::new().layer(&Layer::new().file("a", &[7; 70_000])).build();
+    let slow = Image::new().layer(&Layer::new().file("a", [7; 70_000])).build();
     let stalled = registry.publish("team/slow", "1", &slow);
     let collector = Collector::start().unwrap();
     let assets = FakeAssetManager::start().unwrap();

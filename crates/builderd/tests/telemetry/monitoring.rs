@@ -83,7 +83,7 @@ async fn every_panel_shows_something_and_every_rule_is_sound() {
 
     let registry = Registry::start().unwrap();
     let reference = registry.publish("team/app", "1", &sample());
-    let slow = Image::new().layer(&Layer::new().file("a", &[7; 70_000])).build();
+    let slow = Image::new().layer(&Layer::new().file("a", [7; 70_000])).build();
     let stalled = registry.publish("team/slow", "1", &slow);
     let assets = FakeAssetManager::start().unwrap();
     let state = tempfile::tempdir().unwrap();

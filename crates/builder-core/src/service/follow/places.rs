@@ -7,7 +7,7 @@ use std::{
 
 use tenant::TenantId;
 
-use crate::error::ServiceError;
+use crate::error::{Exhausted, ServiceError};
 
 /// Logs that one tenant reads or follows at the same time.
 pub const MAX_LOG_STREAMS_PER_TENANT: usize = 256;
@@ -50,9 +50,17 @@ impl LogStreams {
             None
         };
         if let Some((whose, current, limit)) = full {
-            return Err(ServiceError::ResourceExhausted(format!(
-                "log_streams: {current} of {limit} log streams {whose} are open; a place is free when one of them ends"
-            )));
+            let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+            return Err(ServiceError::ResourceExhausted(Exhausted {
+                quota: "log_streams",
+                current: count(current),
+                limit: count(limit),
+                message: format!(
+                    "log_streams: {current} of {limit} log streams {whose} are open; a place is free when one of them ends"
+                ),
+                frees_at: None,
+                retry_after: None,
+            }));
         }
         open.by_tenant.insert(tenant.clone(), of_tenant + 1);
         open.total += 1;

@@ -36,8 +36,12 @@ async fn service(directory: &Path) -> Builder {
         output_directory: directory.join("output"),
         workspace_directory: directory.join("workspace"),
         scratch_directory: directory.join("scratch"),
-        max_concurrent_builds: 1,
-        max_queued_builds: 1,
+        node: tenant::NodeCapacity {
+            queued_builds: 1,
+            ..tenant::NodeCapacity::builds(1)
+        },
+        reserve_disk: false,
+        quota_check_interval: Duration::from_secs(300),
         build_timeout: Duration::from_secs(60),
         worker_command: vec!["/bin/false".into()],
         launcher: None,
@@ -66,14 +70,18 @@ async fn stored(builder: &Builder, directory: &Path) -> BuildId {
     let new = NewBuild {
         id,
         request: request(),
+        requested: tenant::RequestedLimits::default(),
+        key: None,
         created_at: now(),
         rootfs_path: directory.join("none"),
         lines: vec![NewLine::new(Level::Info, Component::Builder, "first")],
     };
-    let inserted = builder
-        .inner
-        .store
-        .insert(new, tenant::Tier::Pro, |_| Ok(Vec::new()));
+    let inserted = builder.inner.store.insert(
+        new,
+        tenant::TierTable::default(),
+        tenant::NodeCapacity::builds(1),
+        |_| Ok(Vec::new()),
+    );
     inserted.await.unwrap();
     id
 }

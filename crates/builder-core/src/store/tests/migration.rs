@@ -39,7 +39,7 @@ async fn a_database_of_version_2_is_brought_to_this_one_with_everything_in_it() 
     // What the new columns say of old rows.
     assert_eq!(store.stored_bytes().await.unwrap(), 12_345_678);
     let (tier, usage) = store.usage(alice, completed.completed_at.unwrap()).await.unwrap();
-    assert_eq!(tier, Some(tenant::Tier::Pro));
+    assert_eq!(tier.map(|record| record.tier), Some(tenant::Tier::Pro));
     assert_eq!(usage.storage_bytes, 12_345_678);
     assert_eq!(usage.cpu_time_today, Duration::from_millis(1_500));
     assert_eq!(store.born_at().await.unwrap(), completed.created_at);

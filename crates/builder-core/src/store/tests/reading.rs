@@ -93,8 +93,7 @@ async fn a_page_of_builds_ends_before_it_is_too_large_and_all_pages_together_hav
         let bytes = if number == 4 { 3 << 20 } else { 200 << 10 };
         new.request.labels.insert("label".to_owned(), "x".repeat(bytes));
         added.push(new.id);
-        let inserted = fixture.store.insert(new, tenant::Tier::Pro, |_| Ok(Vec::new()));
-        inserted.await.unwrap();
+        super::insert(&fixture.store, new).await.unwrap();
     }
     let mut sizes = Vec::new();
     let mut listed = Vec::new();

@@ -10,8 +10,8 @@ impl Fixture {
         let mut new = new_build(tenant);
         new.created_at = at - Duration::from_secs(20);
         let id = insert(&self.store, new).await.unwrap().id;
+        self.begin(id, at - Duration::from_secs(10)).await;
         let change = BuildChange {
-            started_at: Some(at - Duration::from_secs(10)),
             completed_at: Some(at),
             finished: Some(Finished {
                 size_bytes: 5000,
@@ -142,13 +142,9 @@ async fn what_waits_and_what_runs_is_told_apart() {
     let fixture = Fixture::new();
     fixture.add("alice").await;
     let begun = fixture.add("alice").await;
-    let started = BuildChange {
-        started_at: Some(now()),
-        ..BuildChange::default()
-    };
-    fixture.change(begun, started.clone()).await;
+    fixture.begin(begun, now()).await;
     let pulling = fixture.add("alice").await;
-    fixture.change(pulling, started).await;
+    fixture.begin(pulling, now()).await;
     fixture.change(pulling, to(BuildState::Pulling)).await;
     let usage = fixture.store.usage(alice(), now()).await.unwrap().1;
     assert_eq!((usage.queued_builds, usage.active_builds), (1, 2));

@@ -88,8 +88,12 @@ pub(crate) fn config(directory: &Path, worker_command: Vec<OsString>) -> Builder
         database_directory: directory.join("database"),
         output_directory: directory.join("output"),
         scratch_directory: directory.join("scratch"),
-        max_concurrent_builds: 1,
-        max_queued_builds: 100,
+        node: tenant::NodeCapacity {
+            queued_builds: 100,
+            ..tenant::NodeCapacity::builds(1)
+        },
+        reserve_disk: false,
+        quota_check_interval: Duration::from_secs(300),
         build_timeout: Duration::from_secs(120),
         worker_command,
         launcher: None,
