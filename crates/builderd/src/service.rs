@@ -98,9 +98,7 @@ impl Service {
         }
         Ok(tenant)
     }
-}
 
-impl Service {
     /// The build that a request is about.
     fn build(extensions: &Extensions, value: &str) -> Result<BuildId, Status> {
         let id = convert::build_id(value).map_err(from_field_error)?;
