@@ -103,6 +103,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // A mark that stays costs the next holder a look at all processes, and nothing else.
         let _ = self.file.set_len(0);
+        // By name, and not by closing: a process that is being forked holds a copy of the descriptor until it executes.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -153,8 +155,12 @@ mod tests {
         assert_eq!(leases.take().unwrap().id(), FIRST_ID + RANGE);
     }
 
+    /// Tests that ask which users processes have, one at a time.
+    static USERS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
     #[test]
     fn the_range_of_a_holder_that_was_killed_is_free_when_nobody_uses_it() {
+        let _alone = USERS.lock().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let leases = Leases::new(directory.path()).unwrap();
         fs::write(directory.path().join("range-1"), MARK).unwrap();
@@ -171,6 +177,7 @@ mod tests {
             test_support::lab::skip("only root can start a process of another user");
             return;
         }
+        let _alone = USERS.lock().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let leases = Leases::new(directory.path()).unwrap();
         // What a daemon leaves that is killed while a process of its box cannot be: the mark, no lock, the process.

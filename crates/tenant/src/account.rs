@@ -119,7 +119,7 @@ pub fn running(transaction: &Transaction<'_>) -> Result<Vec<String>, AccountErro
     read().map_err(AccountError::new("list running builds"))
 }
 
-/// Puts a running build back where it was in the queue: its reservation is gone, what it used is kept for the ledger, its
+/// Puts a running build back into the queue, as the next one of its tenant: its reservation is gone, what it used is kept for the ledger, its
 /// day stays charged. `ended_at` is when the attempt ended, `None` when only its checkpoints know. A build that does not
 /// run is left alone.
 ///

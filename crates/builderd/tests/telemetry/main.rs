@@ -56,7 +56,11 @@ impl Daemon {
                 command.env_remove(name);
             }
         }
-        let own = [("LOG_FORMAT", "json"), ("OTEL_PROMETHEUS_PORT", "0")];
+        let own = [
+            ("LOG_FORMAT", "json"),
+            ("OTEL_PROMETHEUS_PORT", "0"),
+            ("TENANT_DEFAULT_MAX_DAILY_BUILDS", "100000"),
+        ];
         for (name, value) in own.iter().chain(settings) {
             command.env(format!("UNKEY_BUILDERD_{name}"), value);
         }

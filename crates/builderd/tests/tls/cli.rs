@@ -83,7 +83,6 @@ async fn the_client_shows_and_trusts_what_its_files_say() {
             ("the mode by its name", &named, 0, ""),
             ("another authority", &distrusting, 69, "invalid peer certificate"),
             // Told while it connects or with the first call, as it happens.
-            ("no certificate", &["--tls-ca", &ca], 69, ""),
             (
                 "half a pair",
                 &["--tls-ca", &ca, "--tls-cert", &certificate],

@@ -90,8 +90,9 @@ impl Bucket {
         let gained = (now - self.filled).as_secs_f64() * per_second;
         self.filled = now;
         self.tokens = (self.tokens + gained).min(per_second);
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
+        // Less by what rounding to nanoseconds loses: who waits as long as was said has one.
+        if self.tokens >= 1.0 - 1e-6 {
+            self.tokens = (self.tokens - 1.0).max(0.0);
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - self.tokens) / per_second))
