@@ -196,8 +196,17 @@ async fn the_order_survives_a_restart() {
     let next = before[0];
     let (tenant, _) = waiting.iter().find(|(_, id)| *id == next).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while builder.get(&tenant.parse().unwrap(), &next).await.unwrap().started_at.is_none() {
-        assert!(tokio::time::Instant::now() < deadline, "the next one does not begin");
+    while builder
+        .get(&tenant.parse().unwrap(), &next)
+        .await
+        .unwrap()
+        .started_at
+        .is_none()
+    {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the next one does not begin"
+        );
         tokio::task::yield_now().await;
     }
     assert_eq!(places(&builder, Some(next)).await, before[1..]);
