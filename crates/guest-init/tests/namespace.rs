@@ -355,14 +355,14 @@ fn privileged_the_end_by_a_signal_is_told() {
 #[test]
 fn privileged_control_alt_delete_reaches_the_command_as_its_stop_signal() {
     let Some(guest) = Guest::new() else { return };
-    let script = "trap 'echo stopped; exit 5' QUIT; trap 'echo reload' HUP; echo ready; \
+    let script = "trap 'echo stopped; exit 5' QUIT; trap 'echo reload' USR1; echo ready; \
         turn=0; while [ $turn -lt 30000000 ]; do turn=$((turn + 1)); done";
     let mut running = guest
         .file("container.cmd", &shell(script))
         .file("container.env", r#"{"stop_signal": "SIGQUIT"}"#)
         .start();
     running.wait_for_line("ready");
-    running.signal("HUP");
+    running.signal("USR1");
     running.wait_for_line("reload");
     // What the kernel sends to process 1 for Ctrl-Alt-Del.
     running.signal("INT");
