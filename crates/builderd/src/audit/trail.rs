@@ -12,6 +12,7 @@ use builder_core::{
 use tonic::Code;
 
 use super::AuditLog;
+use crate::status::code_name;
 
 /// Methods that change something: every call is an event, however it ends.
 const CHANGING: [&str; 3] = ["CreateBuild", "CancelBuild", "DeleteBuild"];
@@ -96,30 +97,7 @@ impl Call {
             | Code::Unimplemented => AuditResult::Refused,
             _ => AuditResult::Failed,
         };
-        event.code = (code != Code::Ok).then(|| name_of(code).to_owned());
+        event.code = (code != Code::Ok).then(|| code_name(code).to_owned());
         self.log.record(&event);
-    }
-}
-
-/// The code's name in gRPC.
-const fn name_of(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::{
     connection::{Client, Connection},
-    failure::{code_name, from_status},
+    failure::from_status,
     output::{json, note, print, print_json_line, printable, state},
 };
 use crate::{
@@ -175,7 +175,7 @@ impl Follower<'_> {
             if outage.attempts == 1 {
                 self.show.say(&format!(
                     "{}: {}; going on with line {} as soon as the service answers",
-                    code_name(status.code()),
+                    crate::status::code_name(status.code()),
                     printable(status.message()),
                     self.next_sequence
                 ));
