@@ -52,13 +52,18 @@ impl Stop {
     }
 
     /// Runs `work` to its end or until the signal; then `work` is dropped.
-    pub(crate) async fn unless<T>(
+    pub(crate) fn unless<T>(
         &self,
         work: impl Future<Output = Result<T, BuildError>>,
-    ) -> Result<T, BuildError> {
-        match self.token.run_until_cancelled(work).await {
-            Some(result) => result,
-            None => Err(self.error()),
+    ) -> impl Future<Output = Result<T, BuildError>> {
+        // Boxed before anything awaits it: every async function that takes a future holds it twice, and three of them made
+        // a build too large for the stack of a test's thread.
+        let work = Box::pin(work);
+        async move {
+            match self.token.run_until_cancelled(work).await {
+                Some(result) => result,
+                None => Err(self.error()),
+            }
         }
     }
 }
