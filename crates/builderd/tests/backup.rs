@@ -35,7 +35,7 @@ async fn start(state: &Path) -> Daemon {
         OsString::from(env!("CARGO_BIN_EXE_builderd")),
         OsString::from("worker"),
     ];
-    Box::pin(Daemon::start(&config, worker)).await.unwrap()
+    Daemon::start(&config, worker).await.unwrap()
 }
 
 async fn call(daemon: &Daemon, method: &str, body: Value) -> Value {

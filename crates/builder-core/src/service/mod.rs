@@ -223,7 +223,7 @@ impl Builder {
     /// # Errors
     /// See [`StartErrorKind`].
     pub async fn start(config: BuilderConfig) -> Result<Self, StartError> {
-        Self::start_observed(config, Arc::new(Unobserved)).await
+        Box::pin(Self::start_observed(config, Arc::new(Unobserved))).await
     }
 
     /// As [`start`](Self::start), with somebody to watch.
@@ -286,7 +286,7 @@ impl Builder {
             slot_freed: Notify::new(),
             stopped: CancellationToken::new(),
         });
-        recover::recover(&inner).await?;
+        Box::pin(recover::recover(&inner)).await?;
         if let Some(client) = &inner.assets {
             let outbox = Outbox::new(
                 inner.store.clone(),

@@ -37,7 +37,7 @@ impl Service {
         let directory = tempfile::tempdir().unwrap();
         let mut config = serve::config(directory.path(), worker_command("worker"));
         change(&mut config);
-        let builder = Box::pin(Builder::start(config)).await.unwrap();
+        let builder = Builder::start(config).await.unwrap();
         let registry = Registry::start().unwrap();
         let reference = registry.publish("team/app", "1", &sample().build());
         Self {
