@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use sandbox::{Calls, GroupLimits, Groups, Level, Limits, Sandbox, Spec};
+use sandbox::{Calls, GroupLimits, Groups, Isolation, Layer, Layers, Level, Limits, Sandbox, Spec};
 
 fn spec(words: &[&str]) -> Spec {
     let mut spec = Spec::new(common::probe_program());
@@ -51,6 +51,36 @@ fn privileged_endings_are_told_apart() {
         let (outcome, _) = basic(&sandbox, sleeper, &none);
         assert!(outcome.idled_out && !outcome.timed_out, "{words}: {outcome:?}");
     }
+}
+
+/// Init of a box without namespaces of its own waits for nothing: it may have started the program, or have ended, before
+/// its helper runs again.
+#[test]
+fn privileged_boxes_with_one_layer_start_side_by_side() {
+    const THREADS: usize = 16;
+    const BOXES: usize = 24;
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let isolation = Isolation {
+        layers: Layers::NONE.with(Layer::Seccomp),
+        calls: Calls::Worker,
+        own_user: false,
+    };
+    let launch_some = || {
+        for _ in 0..BOXES {
+            let mut sleeper = spec(&["idle"]);
+            sleeper.limits.wall_time = Some(Duration::from_millis(100));
+            let none = GroupLimits::default();
+            let (outcome, _) = common::run_boxed(&sandbox, sleeper, isolation, &none);
+            assert!(outcome.timed_out, "it ended by itself: {outcome:?}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(launch_some);
+        }
+    });
 }
 
 #[test]
