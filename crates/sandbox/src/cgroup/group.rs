@@ -124,6 +124,9 @@ impl Group {
                     // Memory and swap together; it must not be below the other. Some kernels do not have it.
                     if place.directory.join("memory.memsw.limit_in_bytes").exists() {
                         add("memory.memsw.limit_in_bytes", bytes);
+                    } else if place.directory.join("memory.swappiness").exists() {
+                        // Without accounting of swap the limit would only move memory there.
+                        add("memory.swappiness", "0".to_owned());
                     }
                 }
             }

@@ -186,9 +186,19 @@ fn limits_are_written_as_each_version_wants_them() {
     for hierarchy in &old {
         fs::create_dir(&hierarchy.directory).unwrap();
     }
+    let without_swap_limit = [
+        "memory.limit_in_bytes",
+        "memory.swappiness",
+        "pids.max",
+        "cpu.cfs_period_us",
+        "cpu.cfs_quota_us",
+    ];
+    let found = limited(&old, &without_swap_limit);
+    assert_eq!(found.get("memory.swappiness").map(String::as_str), Some("0"));
     let files = [
         "memory.limit_in_bytes",
         "memory.memsw.limit_in_bytes",
+        "memory.swappiness",
         "pids.max",
         "cpu.cfs_period_us",
         "cpu.cfs_quota_us",
