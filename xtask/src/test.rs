@@ -57,7 +57,13 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
         .chain(["xtask", "builderd-bench"])
     {
         steps.tests(&format!("{name} alone"), || {
-            run(&mut cargo(&["test", "--quiet", "--no-fail-fast", "--package", name]))
+            run(&mut cargo(&[
+                "test",
+                "--quiet",
+                "--no-fail-fast",
+                "--package",
+                name,
+            ]))
         });
     }
     if quick {
