@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assetmanagerd;
+mod background;
 pub mod image;
 pub mod lab;
 pub mod otlp;

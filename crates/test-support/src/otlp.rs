@@ -12,11 +12,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
 };
 
+use crate::background::Background;
 use axum::{Router, extract::State, routing::post};
 use bytes::Bytes;
 use http::StatusCode;
@@ -26,7 +26,6 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 use prost::Message as _;
-use tokio::sync::oneshot;
 
 /// A span as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +61,7 @@ struct Received {
 pub struct Collector {
     address: SocketAddr,
     received: Arc<Mutex<Received>>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _server: Background,
 }
 
 impl fmt::Debug for Collector {
@@ -86,34 +84,18 @@ impl Collector {
     /// # Errors
     /// When no port of loopback can be had.
     pub fn start() -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let received = Arc::new(Mutex::new(Received::default()));
         let router = Router::new()
             .route("/v1/traces", post(traces))
             .route("/v1/metrics", post(metrics))
             .with_state(Arc::clone(&received));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("test-collector".into())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                        return;
-                    };
-                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
-                    tokio::select! { _ = serve => {}, _ = stopped => {} }
-                });
-            })?;
+        let server = Background::serve("test-collector", listener, router)?;
         Ok(Self {
             address,
             received,
-            stop: Some(stop),
-            thread: Some(thread),
+            _server: server,
         })
     }
 
@@ -145,18 +127,6 @@ impl Collector {
     #[must_use]
     pub fn unreadable(&self) -> usize {
         lock(&self.received).unreadable
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // The thread may have ended by itself; then there is nobody to tell.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

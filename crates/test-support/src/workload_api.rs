@@ -21,14 +21,16 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     pin::Pin,
-    thread::JoinHandle,
 };
 
 use futures_util::{Stream, stream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::pki::{Authority, Issued, Subject};
+use crate::{
+    background::Background,
+    pki::{Authority, Issued, Subject},
+};
 
 mod proto {
     #![allow(
@@ -55,8 +57,8 @@ type Told = Option<proto::X509svidResponse>;
 pub struct Agent {
     socket: PathBuf,
     told: watch::Sender<Told>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Ends before the socket is removed.
+    server: Option<Background>,
 }
 
 impl Agent {
@@ -66,30 +68,14 @@ impl Agent {
     /// When the socket cannot be made.
     pub fn start(socket: &Path) -> io::Result<Self> {
         let listener = std::os::unix::net::UnixListener::bind(socket)?;
-        listener.set_nonblocking(true)?;
         let (told, _) = watch::channel(None);
         let service = SpiffeWorkloadApiServer::new(Service(told.clone()));
         let router = Routes::new(service).prepare().into_axum_router();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("test-spiffe-agent".into())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    let Ok(listener) = tokio::net::UnixListener::from_std(listener) else {
-                        return;
-                    };
-                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
-                    tokio::select! { _ = serve => {}, _ = stopped => {} }
-                });
-            })?;
+        let server = Background::serve_on("test-spiffe-agent", listener, router)?;
         Ok(Self {
             socket: socket.to_owned(),
             told,
-            stop: Some(stop),
-            thread: Some(thread),
+            server: Some(server),
         })
     }
 
@@ -153,13 +139,7 @@ impl fmt::Debug for Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // The thread may have ended by itself; then there is nobody to tell.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        drop(self.server.take());
         // Its directory may be gone already.
         let _ = fs::remove_file(&self.socket);
     }

@@ -22,12 +22,11 @@ pub use tonic::Code;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
 };
 
-use tokio::sync::oneshot;
+use crate::background::Background;
 
 /// The messages of `proto/asset/v1/asset.proto`.
 pub mod proto {
@@ -99,8 +98,7 @@ pub enum Misbehaviour {
 pub struct FakeAssetManager {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _server: Background,
 }
 
 #[derive(Default)]
@@ -140,31 +138,14 @@ impl FakeAssetManager {
     /// # Errors
     /// When the address cannot be had.
     pub fn start_at(address: SocketAddr) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
+        let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State::default()));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let router = service::router(&state);
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("test-assetmanagerd".into())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                        return;
-                    };
-                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
-                    tokio::select! { _ = serve => {}, _ = stopped => {} }
-                });
-            })?;
+        let server = Background::serve("test-assetmanagerd", listener, service::router(&state))?;
         Ok(Self {
             address,
             state,
-            stop: Some(stop),
-            thread: Some(thread),
+            _server: server,
         })
     }
 
@@ -217,18 +198,6 @@ impl FakeAssetManager {
     pub fn set_reference_count(&self, id: &str, count: i32) {
         if let Some(asset) = lock(&self.state).assets.get_mut(id) {
             asset.reference_count = count;
-        }
-    }
-}
-
-impl Drop for FakeAssetManager {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // The thread may have ended by itself; then there is nobody to tell.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
     }
 }

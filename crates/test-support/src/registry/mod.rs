@@ -29,16 +29,18 @@ pub use misbehaviour::Misbehaviour;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use crate::image::{BuiltImage, Manifest};
+use crate::{
+    background::Background,
+    image::{BuiltImage, Manifest},
+};
 
 /// One request as it arrived, and the status it was answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +61,7 @@ pub struct LoggedRequest {
 pub struct Registry {
     address: SocketAddr,
     shared: Arc<Shared>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _server: Background,
 }
 
 impl fmt::Debug for Registry {
@@ -124,8 +125,7 @@ impl Registry {
     /// # Errors
     /// When no port of loopback can be had.
     pub fn start_with(authentication: Authentication) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             address,
@@ -134,28 +134,11 @@ impl Registry {
             changed: Condvar::new(),
             released: watch::Sender::new(0),
         });
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        let router = handler::router(Arc::clone(&shared));
-        let thread = std::thread::Builder::new()
-            .name("test-registry".into())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                        return;
-                    };
-                    let serve = std::future::IntoFuture::into_future(axum::serve(listener, router));
-                    // Without grace: whoever still reads sees a broken connection.
-                    tokio::select! { _ = serve => {}, _ = stopped => {} }
-                });
-            })?;
+        let server = Background::serve("test-registry", listener, handler::router(Arc::clone(&shared)))?;
         Ok(Self {
             address,
             shared,
-            stop: Some(stop),
-            thread: Some(thread),
+            _server: server,
         })
     }
 
@@ -318,17 +301,5 @@ impl Registry {
             .changed
             .wait_timeout_while(guard, limit, |state| !condition(state));
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            // The thread may have ended by itself; then there is nobody to tell.
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
