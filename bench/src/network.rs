@@ -1,6 +1,6 @@
 //! Downloads beside those of others.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use anyhow::Context as _;
 use test_support::{
@@ -16,9 +16,12 @@ use crate::{
     results::Results,
 };
 
-/// Bytes that a throttled connection gets at a time, and how long it waits for them: 50 MB a second.
-const PIECE_BYTES: usize = 1 << 20;
-const PAUSE: Duration = Duration::from_millis(21);
+/// What a connection gets of the registry that one large blob comes from.
+const BLOB_BYTES_PER_SECOND: u64 = 50_000_000;
+
+/// What a connection gets of the registry that whole images come from: on this path a download takes about as long as making
+/// the image, which is where overlapping the two shows most.
+const IMAGE_BYTES_PER_SECOND: u64 = 8_000_000;
 
 impl Bench<'_> {
     /// One pull into an empty cache. The time is that of the whole process.
@@ -92,15 +95,7 @@ impl Bench<'_> {
         layout: &Path,
         results: &mut Results,
     ) -> anyhow::Result<()> {
-        let registry = registry::Registry::start()?;
-        let reference = registry.publish("bench/blob", "1", &published(layout)?);
-        registry.misbehave(
-            "/blobs/",
-            Misbehaviour::Drip {
-                chunk_bytes: PIECE_BYTES,
-                pause: PAUSE,
-            },
-        );
+        let (_registry, reference) = slow_registry(layout, BLOB_BYTES_PER_SECOND)?;
         for (name, connections) in [("throttled-1", "1"), ("throttled-4", "4")] {
             self.pull(
                 &reference,
@@ -112,6 +107,24 @@ impl Bench<'_> {
         }
         Ok(())
     }
+
+    /// Registry to image, and the download alone, from a registry that gives each connection 8 MB/s: on loopback the download
+    /// takes the processor from the rest of a build, behind a real network it does not.
+    pub(crate) fn slow(&self, fixture: Fixture, layout: &Path, results: &mut Results) -> anyhow::Result<()> {
+        let (_registry, reference) = slow_registry(layout, IMAGE_BYTES_PER_SECOND)?;
+        self.pull(&reference, "slow-pull-durable", &["--durable"], fixture, results)?;
+        self.once(fixture, &reference, "slow-registry", &["--plain-http"], results)?;
+        Ok(())
+    }
+}
+
+/// A registry in this process, which no measurement counts, that holds image 1 of a layout and gives each connection so many
+/// bytes a second; and the image's reference.
+fn slow_registry(layout: &Path, bytes_per_second: u64) -> anyhow::Result<(registry::Registry, String)> {
+    let registry = registry::Registry::start()?;
+    let reference = registry.publish("bench/slow", "1", &published(layout)?);
+    registry.misbehave("/blobs/", Misbehaviour::Throttle { bytes_per_second });
+    Ok((registry, reference))
 }
 
 /// Image 1 of a layout as the test registry takes it.

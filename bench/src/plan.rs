@@ -83,6 +83,8 @@ pub(crate) enum Stage {
     Ro,
     /// Registry to image
     Registry,
+    /// The same and the download alone, at 8 MB/s a connection
+    Slow,
     /// Downloading alone, beside skopeo copy
     Pull,
     /// The writer alone, beside mke2fs -d
@@ -131,6 +133,7 @@ impl Stage {
                 Self::Reflink,
                 Self::Ro,
                 Self::Registry,
+                Self::Slow,
                 Self::Pull,
                 Self::Writer,
                 Self::DockerMount,
@@ -349,6 +352,7 @@ fn run_stage(
             bench.once(fixture, &reference, "registry", &["--plain-http"], results)?;
             Ok(())
         }
+        Stage::Slow => bench.slow(fixture, layout, results),
         Stage::Pull => bench.pulls(fixture, results),
         Stage::Writer => bench.writers(fixture, layout, results),
         Stage::Curl => bench.blob(fixture, layout, results),

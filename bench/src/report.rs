@@ -30,6 +30,11 @@ fn flows() -> Vec<(&'static str, &'static str)> {
         ("ro", "blobs on disk → read-only image"),
         ("ro-plain", "the same without dm-verity"),
         ("registry", "**registry → image**"),
+        ("slow-registry", "registry at 8 MB/s a connection → image"),
+        (
+            "slow-pull-durable",
+            "download alone at 8 MB/s a connection, on the disk",
+        ),
         ("pull", "download alone, not waiting for the disk"),
         ("pull-durable", "download alone, on the disk"),
         ("throttled-1", "download at 50 MB/s a connection, one"),

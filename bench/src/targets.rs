@@ -133,14 +133,17 @@ fn builds(results: &Results, fixture: &str, targets: &mut Vec<Target>) {
         ));
     }
     // The two alone: the download, and the image from blobs that are there.
-    let slower = wall("pull-durable")
-        .zip(wall("first"))
-        .map(|(pull, image)| pull.max(image));
-    targets.push(Target::at_most(
-        format!("registry → image, of the slower of download and image alone: {fixture}"),
-        1.15,
-        ratio(wall("registry"), slower),
-    ));
+    for (place, prefix) in [("loopback", ""), ("8 MB/s a connection", "slow-")] {
+        let of = |name: &str| results.wall(fixture, &format!("{prefix}{name}"));
+        let slower = of("pull-durable")
+            .zip(wall("first"))
+            .map(|(pull, image)| pull.max(image));
+        targets.push(Target::at_most(
+            format!("registry → image, of the slower of download and image alone ({place}): {fixture}"),
+            1.15,
+            ratio(of("registry"), slower),
+        ));
+    }
 }
 
 /// The second image, each until its last content was in it. The SHA-256 of the whole image runs beside that and is not

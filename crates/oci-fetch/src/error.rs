@@ -50,6 +50,25 @@ pub enum FetchErrorKind {
     Io,
 }
 
+impl FetchErrorKind {
+    /// One of each kind, those that carry something without it: for tables that must miss none.
+    pub const ALL: [Self; 13] = [
+        Self::NotFound,
+        Self::Unauthorized,
+        Self::Denied,
+        Self::RateLimited { until: None },
+        Self::Limit,
+        Self::DigestMismatch,
+        Self::Policy,
+        Self::Transient,
+        Self::Protocol,
+        Self::TimedOut,
+        Self::Unsupported,
+        Self::InvalidInput,
+        Self::Io,
+    ];
+}
+
 /// More causes than any error has; bounds the search for one that says something new.
 const MAX_CAUSES: usize = 32;
 
@@ -166,6 +185,28 @@ impl Error for FetchError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_list_has_every_kind_once() {
+        // A kind that is not here does not compile; one that is not in the list has no place.
+        let place = |kind: &FetchErrorKind| match kind {
+            FetchErrorKind::NotFound => 0,
+            FetchErrorKind::Unauthorized => 1,
+            FetchErrorKind::Denied => 2,
+            FetchErrorKind::RateLimited { .. } => 3,
+            FetchErrorKind::Limit => 4,
+            FetchErrorKind::DigestMismatch => 5,
+            FetchErrorKind::Policy => 6,
+            FetchErrorKind::Transient => 7,
+            FetchErrorKind::Protocol => 8,
+            FetchErrorKind::TimedOut => 9,
+            FetchErrorKind::Unsupported => 10,
+            FetchErrorKind::InvalidInput => 11,
+            FetchErrorKind::Io => 12,
+        };
+        let places: Vec<usize> = FetchErrorKind::ALL.iter().map(place).collect();
+        assert_eq!(places, (0..FetchErrorKind::ALL.len()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn a_chain_says_each_text_once_and_keeps_the_causes_type() {

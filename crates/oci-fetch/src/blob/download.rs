@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::blob::access::Accesses;
+use crate::blob::shares::{MIN_SHARE_BYTES, Shares};
 use crate::blob::writer::{Message, Writer};
 use crate::blob::{Phase, Progress, given_up};
 use crate::cache::Cache;
@@ -359,24 +360,17 @@ impl Fetcher {
             }
             Opened::Unusable => return Err(RangeFailure::Unusable),
         };
-        let next = AtomicU64::new(first_end);
+        let shares = Shares::new(first_end, self.size_bytes, range_bytes, connections);
         let worker = async |mut range: Option<(u64, u64)>, mut stream: Option<Stream>| {
             loop {
-                let (from, to) = match range.take() {
-                    Some(range) => range,
-                    None => {
-                        let from = next.fetch_add(range_bytes, Ordering::Relaxed);
-                        (from, from.saturating_add(range_bytes).min(self.size_bytes))
-                    }
-                };
-                if from >= self.size_bytes {
+                let Some((from, to)) = range.take().or_else(|| shares.take()) else {
                     return Ok::<(), RangeFailure>(());
-                }
+                };
                 self.fetch_range(from, to, stream.take(), sender).await?;
             }
         };
-        let others =
-            usize::try_from((self.size_bytes - first_end).div_ceil(range_bytes)).unwrap_or(usize::MAX);
+        let smallest = range_bytes.min(MIN_SHARE_BYTES);
+        let others = usize::try_from((self.size_bytes - first_end).div_ceil(smallest)).unwrap_or(usize::MAX);
         let mut workers = vec![worker(Some((start, first_end)), Some(first))];
         for _ in 1..connections.min(others.saturating_add(1)) {
             workers.push(worker(None, None));

@@ -3,7 +3,9 @@
 mod access;
 mod deadline;
 mod download;
+mod hashing;
 mod reader;
+mod shares;
 mod verify;
 mod writer;
 

@@ -1,4 +1,4 @@
-//! The thread that writes a download to its part file and hashes it in order.
+//! The thread that writes a download to its part file, and has it hashed in order.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,16 +10,14 @@ use tokio::sync::mpsc;
 
 use crate::blob::access::Accesses;
 use crate::blob::download::Job;
+use crate::blob::hashing::Hashing;
 use crate::blob::verify::mismatch;
 use crate::blob::{Phase, Progress};
 use crate::cache::Cache;
 use crate::cache::part::Part;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
 use crate::local::LocalBlob;
-
-/// How much is read back at once to hash what was written out of order.
-const READ_BACK_BYTES: usize = 1 << 20;
 
 /// From the network's side to the writer. A closed channel without one of the last two means that the download was dropped.
 pub(super) enum Message {
@@ -51,8 +49,8 @@ pub(super) struct Writer {
 
 struct Written {
     file: std::fs::File,
-    hasher: Hasher,
-    /// Everything below has been written and hashed.
+    hashing: Hashing,
+    /// Everything below has been written, and given to be hashed.
     position: u64,
     /// What has been written above it, from start to end.
     islands: BTreeMap<u64, u64>,
@@ -135,7 +133,7 @@ impl Writer {
         let _ = self.progress.file.set(reader);
         let mut written = Written {
             file: part.file().try_clone()?,
-            hasher: Hasher::new(self.digest.algorithm()),
+            hashing: Hashing::start(self.digest.algorithm(), self.size_bytes, part.file().try_clone()?)?,
             position: 0,
             islands: BTreeMap::new(),
         };
@@ -152,7 +150,7 @@ impl Writer {
             match message {
                 Message::Chunk { offset, bytes } => {
                     let progress = &self.progress;
-                    written.write(offset, &bytes, |position| {
+                    written.write(offset, bytes, |position| {
                         progress.available.send_replace(position);
                     })?;
                 }
@@ -160,7 +158,7 @@ impl Writer {
                     if written.position != self.size_bytes {
                         return Err(io::Error::other("download ended with a gap"));
                     }
-                    return Ok(End::Complete(written.hasher.finish()));
+                    return Ok(End::Complete(written.hashing.finish()?));
                 }
                 Message::Abandon { keep } => return Ok(End::Stopped { keep }),
             }
@@ -185,43 +183,42 @@ enum End {
 }
 
 impl Written {
-    /// Writes a chunk. What lies below the position has been hashed and must not change any more, so it is left out.
-    fn write(&mut self, offset: u64, bytes: &[u8], advanced: impl FnMut(u64)) -> io::Result<()> {
+    /// Writes a chunk. What lies below the position has been given to be hashed and must not change any more, so it is left
+    /// out.
+    fn write(&mut self, offset: u64, mut bytes: Bytes, mut advanced: impl FnMut(u64)) -> io::Result<()> {
         let skip = usize::try_from(self.position.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let Some(bytes) = bytes.get(skip..).filter(|bytes| !bytes.is_empty()) else {
+        if skip >= bytes.len() {
             return Ok(());
-        };
+        }
+        let bytes = bytes.split_off(skip);
         let offset = offset.max(self.position);
-        self.file.write_all_at(bytes, offset)?;
         let end = offset + bytes.len() as u64;
         if offset == self.position {
-            self.hasher.update(bytes);
+            // Hashed while it is written.
+            self.hashing.bytes(bytes.clone())?;
+            self.file.write_all_at(&bytes, offset)?;
             self.position = end;
-            let mut advanced = advanced;
             advanced(end);
             self.join_islands(advanced)
         } else {
+            self.file.write_all_at(&bytes, offset)?;
             let known = self.islands.entry(offset).or_insert(end);
             *known = end.max(*known);
             Ok(())
         }
     }
 
-    /// Hashes what was written before its turn and has its turn now, from the page cache.
+    /// Gives to be hashed what was written before its turn and has its turn now.
     fn join_islands(&mut self, mut advanced: impl FnMut(u64)) -> io::Result<()> {
-        let mut buffer = Vec::new();
         while let Some(entry) = self.islands.first_entry() {
             if *entry.key() > self.position {
                 break;
             }
             let end = entry.remove();
-            while self.position < end {
-                let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
-                buffer.resize(left.min(READ_BACK_BYTES), 0);
-                self.file.read_exact_at(&mut buffer, self.position)?;
-                self.hasher.update(&buffer);
-                self.position += buffer.len() as u64;
-                advanced(self.position);
+            if end > self.position {
+                self.hashing.written(self.position, end)?;
+                self.position = end;
+                advanced(end);
             }
         }
         Ok(())

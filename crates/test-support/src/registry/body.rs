@@ -5,11 +5,18 @@ use std::{io, sync::Arc, time::Duration};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
+use tokio::time::Instant;
 
 use super::{Misbehaviour, Shared};
 
 /// Bytes sent at once.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bytes sent at once by a throttled body: its pauses must be longer than the millisecond that a timer is exact to.
+const THROTTLED_CHUNK_BYTES: usize = 256 * 1024;
+
+/// For so long a throttled body that was held up by its reader goes faster than its rate, to make up for it.
+const BURST: Duration = Duration::from_millis(20);
 
 /// What is left to send, and how.
 struct Sending {
@@ -17,10 +24,28 @@ struct Sending {
     content: Bytes,
     chunk_bytes: usize,
     pause: Option<Duration>,
+    throttle: Option<Throttle>,
     /// Sent bytes at which something happens, and what.
     stop: Option<(u64, Stop)>,
     sent: u64,
     endless: bool,
+}
+
+struct Throttle {
+    bytes_per_second: u64,
+    /// When the rate has paid for everything that was sent.
+    paid_until: Instant,
+}
+
+impl Throttle {
+    /// Waits until the rate has paid for so many bytes more.
+    async fn pay(&mut self, bytes: usize) {
+        let nanoseconds = (bytes as u64).saturating_mul(1_000_000_000) / self.bytes_per_second;
+        let now = Instant::now();
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        self.paid_until = self.paid_until.max(earliest) + Duration::from_nanos(nanoseconds);
+        tokio::time::sleep_until(self.paid_until).await;
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -37,6 +62,7 @@ pub(super) fn body(shared: &Arc<Shared>, content: Bytes, misbehaviour: Option<&M
         content,
         chunk_bytes: CHUNK_BYTES,
         pause: None,
+        throttle: None,
         stop: None,
         sent: 0,
         endless: false,
@@ -47,6 +73,13 @@ pub(super) fn body(shared: &Arc<Shared>, content: Bytes, misbehaviour: Option<&M
         Some(Misbehaviour::Drip { chunk_bytes, pause }) => {
             sending.chunk_bytes = (*chunk_bytes).max(1);
             sending.pause = Some(*pause);
+        }
+        Some(Misbehaviour::Throttle { bytes_per_second }) => {
+            sending.chunk_bytes = THROTTLED_CHUNK_BYTES;
+            sending.throttle = Some(Throttle {
+                bytes_per_second: (*bytes_per_second).max(1),
+                paid_until: Instant::now(),
+            });
         }
         Some(Misbehaviour::Endless) => sending.endless = true,
         _ => {}
@@ -84,6 +117,9 @@ impl Sending {
         }
         if let Some(pause) = self.pause {
             tokio::time::sleep(pause).await;
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.pay(limit).await;
         }
         self.sent += limit as u64;
         Some(Ok(self.content.split_to(limit)))

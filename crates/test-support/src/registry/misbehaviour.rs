@@ -28,6 +28,11 @@ pub enum Misbehaviour {
         /// How long each is held back.
         pause: Duration,
     },
+    /// The body at a steady rate, each body by itself: a connection carries one at a time, so this is what a connection gets.
+    Throttle {
+        /// At least 1.
+        bytes_per_second: u64,
+    },
     /// One bit in the middle of the body is flipped.
     FlipBit,
     /// `Docker-Content-Digest` names another digest.
