@@ -137,6 +137,11 @@ pub trait ArtifactStore: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether the holes of an image take no room where it is kept. Where they do, its whole size counts.
+    fn keeps_holes(&self) -> bool {
+        true
+    }
+
     /// Where the pipeline is to write the image: a file of this machine on a disk that can hold it. The same path for the
     /// same key, also after a restart.
     fn staging_path(&self, key: &ArtifactKey) -> PathBuf;

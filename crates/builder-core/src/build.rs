@@ -42,11 +42,6 @@ impl BuildId {
         let (seconds, nanoseconds) = self.0.get_timestamp()?.to_unix();
         SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
     }
-
-    /// The bytes of its UUID.
-    pub(crate) const fn as_bytes(&self) -> &[u8; 16] {
-        self.0.as_bytes()
-    }
 }
 
 impl fmt::Display for BuildId {

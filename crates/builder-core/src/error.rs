@@ -39,6 +39,8 @@ pub enum BuildErrorKind {
     LimitExceeded,
     /// The place for the image cannot be written to.
     OutputNotWritable,
+    /// The service cannot put the image where it keeps images.
+    StorageUnavailable,
     /// No space is left for the image or for the layers.
     DiskFull,
     /// The image writer asked for needs a tool or a right that this host does not give.
@@ -66,6 +68,7 @@ impl BuildErrorKind {
             Self::CorruptLayer => "corrupt_layer",
             Self::LimitExceeded => "limit_exceeded",
             Self::OutputNotWritable => "output_not_writable",
+            Self::StorageUnavailable => "storage_unavailable",
             Self::DiskFull => "disk_full",
             Self::BackendUnavailable => "backend_unavailable",
             Self::TimedOut => "timed_out",
@@ -229,8 +232,10 @@ pub struct StartError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartErrorKind {
-    /// The database directory cannot be used, or the file is not ours or of a later version.
+    /// The database directory cannot be used, or the file is not ours.
     Database,
+    /// The database is of a later version of builderd.
+    DatabaseTooNew,
     /// Another process uses the database directory.
     DatabaseInUse,
     /// The output directory cannot be made or written to.

@@ -473,7 +473,9 @@ fn start_error(error: StartError, artifacts: &ArtifactConfig) -> DaemonError {
         StartErrorKind::Bucket | StartErrorKind::BucketCredentials | StartErrorKind::BucketEndpoint => {
             bucket_setting(error.kind, artifacts)
         }
-        StartErrorKind::Database | StartErrorKind::DatabaseInUse => "DATABASE_DATA_DIR",
+        StartErrorKind::Database | StartErrorKind::DatabaseInUse | StartErrorKind::DatabaseTooNew => {
+            "DATABASE_DATA_DIR"
+        }
         StartErrorKind::OutputDirectory => "ROOTFS_OUTPUT_DIR",
         StartErrorKind::WorkspaceDirectory => "WORKSPACE_DIR",
         StartErrorKind::ScratchDirectory => "SCRATCH_DIR",

@@ -27,6 +27,9 @@ pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest key.
 const MAX_KEY_BYTES: usize = 255;
 
+/// Builds of a day that a tenant may cancel while they wait, where it may start fewer.
+const LEAST_GIVEN_UP: u32 = 100;
+
 /// When to look again where nobody knows when a place in the queue is free.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -288,6 +291,22 @@ fn refusal(
     if today >= u64::from(limits.daily_builds) {
         let words = "builds of this UTC day are started or wait; the count begins anew at 00:00 UTC";
         let refusal = Refusal::new(Quota::DailyBuilds, today, limits.daily_builds.into(), words);
+        return Ok(Some(refusal.until(next_midnight(now), now)));
+    }
+
+    // What is given up while it waits is charged to no day, and yet leaves a row here and there.
+    let today_begins = day_of(now).saturating_mul(DAY);
+    let given_up = count(
+        transaction,
+        "SELECT COUNT(*) FROM ledger
+         WHERE tenant_id = ?1 AND ended_at >= ?2 AND kind = 'build' AND outcome = 'cancelled' AND started_at IS NULL",
+        params![tenant, today_begins],
+    )?;
+    let most = u64::from(limits.daily_builds.max(LEAST_GIVEN_UP));
+    if given_up >= most {
+        let words =
+            "builds of this UTC day were cancelled while they waited; the count begins anew at 00:00 UTC";
+        let refusal = Refusal::new(Quota::DailyBuilds, given_up, most, words);
         return Ok(Some(refusal.until(next_midnight(now), now)));
     }
 

@@ -129,7 +129,15 @@ CREATE TRIGGER ledger_is_not_deleted BEFORE DELETE ON ledger
     BEGIN SELECT RAISE(ABORT, 'a row of the ledger is never deleted'); END;
 ";
 
-const MIGRATIONS: [&str; 2] = [TENANTS, ACCOUNTS];
+/// How long the last builds ran, and how many of a tenant were given up while they waited, are found without a look at all
+/// that ever ended.
+const ENDS: &str = "
+CREATE INDEX ledger_of_runs ON ledger (sequence, wall_ms) WHERE kind = 'build' AND wall_ms > 0;
+CREATE INDEX ledger_given_up ON ledger (tenant_id, ended_at)
+    WHERE kind = 'build' AND outcome = 'cancelled' AND started_at IS NULL;
+";
+
+const MIGRATIONS: [&str; 3] = [TENANTS, ACCOUNTS, ENDS];
 
 /// The statements that make this crate's tables, one entry for each version, oldest first.
 ///

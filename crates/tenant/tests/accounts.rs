@@ -105,6 +105,44 @@ fn a_waiting_build_whose_day_is_full_waits_for_the_next_and_delays_nobody() {
 }
 
 #[test]
+fn giving_up_what_waits_is_free_but_not_without_end() {
+    let (mut connection, table, node) = (database(), figures(1, 2), NodeCapacity::builds(9));
+    let cancelled = account::End {
+        outcome: Outcome::Cancelled,
+        ..failed(false)
+    };
+    for build in 0..100 {
+        let build = format!("a{build}");
+        assert_eq!(
+            admit(&mut connection, &table, &node, &build, "a"),
+            Admission::Accepted
+        );
+        end(&mut connection, &build, &cancelled, at(0));
+    }
+    let told = refused(admit(&mut connection, &table, &node, "a100", "a"));
+    assert_eq!(told, (Quota::DailyBuilds, 100, 100, Some(DAY / 2)));
+    assert_eq!(
+        admit(&mut connection, &table, &node, "b1", "b"),
+        Admission::Accepted
+    );
+    let requested = RequestedLimits::default();
+    let tomorrow = at(DAY / 2);
+    assert_eq!(
+        apply(
+            &mut connection,
+            &table,
+            &node,
+            "a100",
+            "a",
+            None,
+            &requested,
+            tomorrow
+        ),
+        Admission::Accepted
+    );
+}
+
+#[test]
 fn a_clock_that_steps_back_gives_nothing_away() {
     let (mut connection, table, node) = (database(), figures(9, 1), NodeCapacity::builds(9));
     assert_eq!(

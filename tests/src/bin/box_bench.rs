@@ -5,7 +5,7 @@
 //! BUILDERD_BINARY=target/release/builderd cargo run --release -p builderd-e2e --bin box_bench [IMAGE-OF-THE-LAB [RUNS]]
 //! ```
 //!
-//! Each run has a daemon and state of its own, so that nothing is reused; the registry is test-support's, on loopback.
+//! Each run has a daemon and state of its own, so that nothing is reused; the registry is Debian's docker-registry, on loopback.
 
 use std::time::Instant;
 

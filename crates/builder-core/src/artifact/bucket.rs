@@ -348,6 +348,10 @@ impl ArtifactStore for BucketStore {
         true
     }
 
+    fn keeps_holes(&self) -> bool {
+        false
+    }
+
     fn staging_path(&self, key: &ArtifactKey) -> PathBuf {
         self.staging.staging_path(key)
     }

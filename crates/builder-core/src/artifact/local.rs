@@ -152,11 +152,8 @@ fn remove(image: &Path, build: BuildId) -> io::Result<()> {
         }
     }
     absent_is_fine(fs::remove_file(image))?;
-    // A tenant without images has no directory; one with others keeps it.
-    if fs::remove_dir(directory).is_err() {
-        sync_directory(image)?;
-    }
-    Ok(())
+    // The directory stays: another build of the tenant may be about to write into it.
+    sync_directory(image)
 }
 
 fn list(directory: &Path) -> io::Result<Vec<StoredArtifact>> {
@@ -171,7 +168,11 @@ fn list(directory: &Path) -> io::Result<Vec<StoredArtifact>> {
         if !tenant.file_type()?.is_dir() {
             continue;
         }
-        for entry in fs::read_dir(tenant.path())? {
+        let entries = match fs::read_dir(tenant.path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let Some(build) = build_of(&entry.path()) else {
                 continue;
@@ -265,7 +266,7 @@ mod tests {
         store.remove(&mine).await.unwrap();
         assert!(!image.exists() && !unfinished.exists() && store.location(&other).exists());
         store.remove(&other).await.unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(directory.path().join("alice")).unwrap().count(), 0);
     }
 
     #[tokio::test]

@@ -51,27 +51,6 @@ async fn admit(
     if inner.unstored.load(Ordering::Relaxed) > 0 {
         return Err(ServiceError::DatabaseUnavailable);
     }
-    if inner.storage_full.load(Ordering::Relaxed) {
-        let limit = inner.config.storage_max_bytes.unwrap_or(0);
-        return Err(ServiceError::ResourceExhausted(Exhausted {
-            quota: "storage",
-            current: limit,
-            limit,
-            message: format!(
-                "storage: the images of all tenants take the {limit} bytes that this service keeps, and none can be \
-                 removed; builds that are deleted free theirs"
-            ),
-            frees_at: None,
-            retry_after: Some(inner.config.cleanup_interval),
-        }));
-    }
-    if let Some(level) = request.limits.sandbox_level {
-        inner
-            .pipeline
-            .launcher
-            .offers(level)
-            .map_err(validate::refused_level)?;
-    }
     let tenant = &request.tenant.tenant_id;
     let id = BuildId::generate();
     let mut lines = vec![NewLine::new(
@@ -102,10 +81,16 @@ async fn admit(
         rootfs_path: inner.image_location(tenant, id),
         lines,
     };
+    let request_level = request.limits.sandbox_level;
     // Before the row: whoever sees the row can follow it, and whose turn it is finds it.
     let live = inner.live.insert(id);
     inner.lock_queue().insert(Waiting { id, request, live });
-    let check = move |limits: &Limits| checked.admit(limits);
+    // Only for a build that is new: a key that is repeated gets the build that it made.
+    let refused = no_room(&inner).or_else(|| no_such_level(&inner, request_level));
+    let check = move |limits: &Limits| match refused {
+        Some(refusal) => Err(refusal),
+        None => checked.admit(limits),
+    };
     let tenants = inner.config.tenants.clone();
     let inserted = inner.store.insert(new, tenants, inner.capacity(), check).await;
     if !matches!(inserted, Ok(Inserted::New(_))) {
@@ -132,6 +117,31 @@ async fn admit(
         Err(StoreError::Refused(refusal)) => Err(*refusal),
         Err(error) => Err(database_failed(error)),
     }
+}
+
+/// The refusal while the images of all tenants take more than they may.
+fn no_room(inner: &Inner) -> Option<ServiceError> {
+    if !inner.storage_full.load(Ordering::Relaxed) {
+        return None;
+    }
+    let limit = inner.config.storage_max_bytes.unwrap_or(0);
+    Some(ServiceError::ResourceExhausted(Exhausted {
+        quota: "storage",
+        current: limit,
+        limit,
+        message: format!(
+            "storage: the images of all tenants take the {limit} bytes that this service keeps, and none can be \
+             removed; builds that are deleted free theirs"
+        ),
+        frees_at: None,
+        retry_after: Some(inner.config.cleanup_interval),
+    }))
+}
+
+/// The refusal of a sandbox level that this host does not offer.
+fn no_such_level(inner: &Inner, level: Option<u8>) -> Option<ServiceError> {
+    let offered = inner.pipeline.launcher.offers(level?);
+    offered.err().map(validate::refused_level)
 }
 
 pub(super) async fn cancel(inner: Arc<Inner>, tenant: TenantId, id: BuildId) -> Result<Build, ServiceError> {

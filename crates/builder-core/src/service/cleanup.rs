@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::Inner;
+use super::{Inner, removal::StillNeeded};
 use crate::store::{self, FileClaim, KeptImage, StoreError};
 
 /// Expired builds that are looked at before others have a turn with the database.
@@ -19,6 +19,10 @@ const MAX_BATCHES: usize = 100;
 
 /// For how long the figures of deleted builds are kept: a year and what a yearly report takes longer.
 const TOMBSTONES_KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// Times in a row that it may not be known whether a registered image is in use before a run asks no more: each time may
+/// take as long as a call to assetmanagerd may, and nothing else is removed meanwhile.
+const MAX_UNKNOWN: u32 = 3;
 
 /// Tombstones that one run removes.
 const MAX_TOMBSTONES: usize = 10_000;
@@ -33,6 +37,7 @@ pub(super) async fn run(inner: Weak<Inner>) {
     };
     let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looked_at_until = None;
     loop {
         let Some(service) = inner.upgrade() else {
             return;
@@ -49,7 +54,7 @@ pub(super) async fn run(inner: Weak<Inner>) {
         };
         let work = async {
             if is_due {
-                expire(&service).await?;
+                expire(&service, &mut looked_at_until).await?;
                 sweep(&service, Orphans::Keep).await?;
                 let moment = SystemTime::now()
                     .checked_sub(TOMBSTONES_KEPT)
@@ -77,11 +82,13 @@ pub(super) async fn run(inner: Weak<Inner>) {
     }
 }
 
-/// Removes builds that have been kept for as long as their tenant's tier says.
-async fn expire(inner: &Inner) -> Result<(), StoreError> {
+/// Removes builds that have been kept for as long as their tenant's tier says. Goes on after what the last run has looked
+/// at, and from the beginning when that was all: those that are kept long must not hide the others from every run.
+async fn expire(inner: &Inner, looked_at_until: &mut Option<SystemTime>) -> Result<(), StoreError> {
     let now = store::now();
-    let mut after = None;
+    let mut unknown_in_a_row = 0;
     for _ in 0..MAX_BATCHES {
+        let after = *looked_at_until;
         let tiers = inner.config.tenants.clone();
         let default_tier = tiers.default_tier();
         let expired = inner
@@ -90,11 +97,14 @@ async fn expire(inner: &Inner) -> Result<(), StoreError> {
                 tiers.limits(tier).retention
             })
             .await?;
-        let Some(last) = expired.looked_at_until else {
+        *looked_at_until = expired.looked_at_until;
+        if looked_at_until.is_none() {
             return Ok(());
-        };
-        after = Some(last);
+        }
         for build in expired.builds {
+            if build.asset_id.is_some() && unknown_in_a_row >= MAX_UNKNOWN {
+                continue;
+            }
             let _removal = inner.removals.lock(build.id).await;
             match inner.release_asset(&build).await {
                 Ok(()) => match inner
@@ -110,11 +120,19 @@ async fn expire(inner: &Inner) -> Result<(), StoreError> {
                 },
                 Err(reason) => {
                     tracing::info!(build.id = %build.id, %reason, "A build is kept beyond its time");
+                    unknown_in_a_row = and_one_more(unknown_in_a_row, &reason);
                 }
             }
         }
     }
     Ok(())
+}
+
+fn and_one_more(unknown_in_a_row: u32, reason: &StillNeeded) -> u32 {
+    match reason {
+        StillNeeded::Unknown(_) => unknown_in_a_row.saturating_add(1),
+        StillNeeded::InUse(_) | StillNeeded::Used => 0,
+    }
 }
 
 /// Removes the images that were not read for the longest time until all fit, but none that somebody uses and none that is
@@ -125,6 +143,7 @@ async fn bound_storage(inner: &Inner) -> Result<(), StoreError> {
     };
     let mut stored = inner.store.stored_bytes().await?;
     if stored > limit {
+        let mut unknown_in_a_row = 0;
         for image in least_recently_used(inner).await? {
             if stored <= limit {
                 break;
@@ -133,8 +152,12 @@ async fn bound_storage(inner: &Inner) -> Result<(), StoreError> {
             let Some(build) = inner.store.get(image.id).await?.map(|stored| stored.build) else {
                 continue;
             };
+            if build.asset_id.is_some() && unknown_in_a_row >= MAX_UNKNOWN {
+                continue;
+            }
             if let Err(reason) = inner.release_asset(&build).await {
                 tracing::debug!(build.id = %build.id, %reason, "An image is kept although room is wanted");
+                unknown_in_a_row = and_one_more(unknown_in_a_row, &reason);
                 continue;
             }
             match inner.evict_image(&build).await {

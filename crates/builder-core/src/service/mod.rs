@@ -19,6 +19,7 @@
 
 mod accept;
 mod artifacts;
+mod changes;
 mod cleanup;
 mod follow;
 mod health;
@@ -48,9 +49,9 @@ use futures_util::{Stream, TryStreamExt as _};
 use tenant::{NodeCapacity, TenantId, TierTable};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use self::{
+    changes::Changes,
     follow::LogStreams,
     live::{EndReason, LiveBuilds},
     queue::{Places, Queue, Waiting},
@@ -196,6 +197,7 @@ struct Inner {
     /// Something is to be told to assetmanagerd.
     outbox_changed: Arc<Notify>,
     removals: RemovalLocks,
+    changes: Changes,
     /// Images were added or removed.
     make_room: Arc<Notify>,
     /// The images take more room than they may, and none can be removed.
@@ -258,6 +260,7 @@ impl Builder {
         let store = opened.unwrap_or(Err(StoreError::Stopped)).map_err(|error| {
             let kind = match error {
                 StoreError::Locked { .. } => StartErrorKind::DatabaseInUse,
+                StoreError::TooNew { .. } => StartErrorKind::DatabaseTooNew,
                 _ => StartErrorKind::Database,
             };
             StartError::new(kind, error.to_string()).with_source(error)
@@ -270,6 +273,7 @@ impl Builder {
             outbox_changed: Arc::new(Notify::new()),
             observer,
             removals: RemovalLocks::default(),
+            changes: Changes::default(),
             make_room: Arc::new(Notify::new()),
             storage_full: AtomicBool::new(false),
             unstored: AtomicUsize::new(0),
@@ -310,7 +314,9 @@ impl Builder {
     /// `InvalidArgument` for a reference or registry that is not allowed, `ResourceExhausted` for a quota that is used up
     /// or a full queue, `Unavailable` while shutting down.
     pub async fn create(&self, request: BuildRequest) -> Result<Build, ServiceError> {
-        detached(accept::accept(Arc::clone(&self.inner), request, None)).await
+        let tenant = request.tenant.tenant_id.clone();
+        let work = accept::accept(Arc::clone(&self.inner), request, None);
+        self.inner.changes.run(&tenant, work).await
     }
 
     /// The same for a request to which its tenant gave a key: within 24 hours the same key and request give the same
@@ -321,7 +327,9 @@ impl Builder {
     /// when the key was used for another request, `FailedPrecondition` when its build was deleted.
     pub async fn create_once(&self, request: BuildRequest, key: &str) -> Result<Build, ServiceError> {
         let key = Some(key.to_owned());
-        detached(accept::accept(Arc::clone(&self.inner), request, key)).await
+        let tenant = request.tenant.tenant_id.clone();
+        let work = accept::accept(Arc::clone(&self.inner), request, key);
+        self.inner.changes.run(&tenant, work).await
     }
 
     /// One build.
@@ -372,7 +380,8 @@ impl Builder {
     /// # Errors
     /// `NotFound`, `PermissionDenied`, `FailedPrecondition` when it has ended already, other than by cancelling.
     pub async fn cancel(&self, tenant: &TenantId, id: &BuildId) -> Result<Build, ServiceError> {
-        detached(accept::cancel(Arc::clone(&self.inner), tenant.clone(), *id)).await
+        let work = accept::cancel(Arc::clone(&self.inner), tenant.clone(), *id);
+        self.inner.changes.run(tenant, work).await
     }
 
     /// Removes a build that has ended: its image, its metadata, its asset, its log. What is counted stays counted. With
@@ -382,8 +391,8 @@ impl Builder {
     /// `NotFound` (also when it is gone already), `PermissionDenied` for another tenant's, `FailedPrecondition` when it has
     /// not ended, or when a virtual machine uses its image or that is not known; the latter also with `force`.
     pub async fn delete(&self, tenant: &TenantId, id: &BuildId, force: bool) -> Result<(), ServiceError> {
-        let inner = Arc::clone(&self.inner);
-        detached(removal::delete(inner, tenant.clone(), *id, force)).await
+        let work = removal::delete(Arc::clone(&self.inner), tenant.clone(), *id, force);
+        self.inner.changes.run(tenant, work).await
     }
 
     /// What a tenant may use and what it uses. A tenant that was never seen has the limits of the default tier.
@@ -552,15 +561,6 @@ impl Inner {
             build.estimated_start = place.and_then(|place| place.estimated_start);
         }
     }
-}
-
-/// Runs `work` to its end even when the caller loses interest: half of it done would leave a build that nobody runs.
-async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, ServiceError> {
-    // Within the span of the request, so that what it starts knows what it belongs to.
-    let result = tokio::spawn(work.in_current_span()).await;
-    result.unwrap_or_else(|error| Err(ServiceError::Internal(Box::new(error))))
 }
 
 /// Makes the directories and what the pipeline needs.

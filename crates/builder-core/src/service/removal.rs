@@ -9,11 +9,15 @@
 //! even by force: an asset that somebody uses, or of which that is not known, keeps its build. What asking cannot settle,
 //! a registration whose answer never came, is left to the outbox, which looks for such an asset once more later.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, Weak},
+    time::SystemTime,
+};
 
 use assetclient::AssetErrorKind;
 use tenant::TenantId;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Inner, PATIENCE, accept, database_failed};
 use crate::{
@@ -26,15 +30,25 @@ use crate::{
     store::{NewLine, StoreError},
 };
 
-/// One removal at a time for each build; builds that share a lock wait for each other, which is harmless and rare.
+/// One removal at a time for each build.
 #[derive(Debug, Default)]
-pub(super) struct RemovalLocks([Mutex<()>; 32]);
+pub(super) struct RemovalLocks(std::sync::Mutex<HashMap<BuildId, Weak<Mutex<()>>>>);
 
 impl RemovalLocks {
-    pub(super) async fn lock(&self, id: BuildId) -> MutexGuard<'_, ()> {
-        let [.., last] = id.as_bytes();
-        let index = usize::from(*last) % self.0.len();
-        self.0[index].lock().await
+    pub(super) async fn lock(&self, id: BuildId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            match locks.get(&id).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::default();
+                    locks.insert(id, Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
     }
 }
 
@@ -75,7 +89,9 @@ pub(super) async fn delete(
     {
         return Err(ServiceError::Unavailable("the build does not end".to_owned()));
     }
-    let _removal = inner.removals.lock(id).await;
+    let removal = tokio::time::timeout(PATIENCE, inner.removals.lock(id)).await;
+    let _removal = removal
+        .map_err(|_| ServiceError::Unavailable("another removal of the build is under way".to_owned()))?;
     let needed = |reason: StillNeeded| ServiceError::FailedPrecondition(reason.to_string());
     let mut buried = Err(StoreError::AssetChanged);
     // A build becomes known to assetmanagerd once, so the second time is the last.

@@ -173,8 +173,10 @@ async fn build(
 
 /// Counts the image towards its tenant's storage before it is published: what would be too much is never kept.
 async fn keep_room(inner: &Inner, id: BuildId, outcome: &Outcome, limit: u64) -> Result<(), BuildError> {
-    let metrics = &outcome.metrics;
-    let bytes = metrics.disk_usage_bytes.unwrap_or(outcome.size_bytes);
+    let allocated = outcome.metrics.disk_usage_bytes;
+    let bytes = allocated
+        .filter(|_| inner.artifacts.keeps_holes())
+        .unwrap_or(outcome.size_bytes);
     let kept = inner.store.keep_room(id, bytes, limit).await;
     match kept.map_err(|error| BuildError::internal("count the image", error))? {
         Some(refusal) => Err(BuildError::new(
@@ -233,7 +235,7 @@ async fn publish(
             BuildError::new(BuildErrorKind::TimedOut, message)
         }
         _ if is_elsewhere => BuildError::new(
-            BuildErrorKind::OutputNotWritable,
+            BuildErrorKind::StorageUnavailable,
             format!("the image cannot be put into the service's object store: {error}"),
         )
         .with_cause(error),
@@ -248,7 +250,7 @@ async fn publish(
 
 fn unwritable(error: ArtifactError) -> BuildError {
     BuildError::new(
-        BuildErrorKind::OutputNotWritable,
+        BuildErrorKind::StorageUnavailable,
         format!("the output directory cannot be written to: {error}"),
     )
     .with_cause(error)
@@ -290,6 +292,8 @@ pub(super) async fn end_waiting(inner: &Inner, id: BuildId, live: &LiveBuild, re
     let cancelled = BuildError::new(BuildErrorKind::Cancelled, "the build was cancelled");
     let ending = given_up(inner, id, live, &cancelled, false);
     end(inner, id, live, ending).await;
+    // It may have been the one that all others waited behind.
+    inner.wake.notify_one();
 }
 
 /// What one build may use: the machine's limits, lowered by those of the tenant's tier, lowered by the request. Looked
@@ -339,7 +343,14 @@ async fn limits(
             .into_iter()
             .flatten()
             .min(),
-        max_image_bytes: machine.max_image_bytes,
+        // What is stored whole has to fit whole; better said before it is written than after.
+        max_image_bytes: [
+            machine.max_image_bytes,
+            (!inner.artifacts.keeps_holes()).then_some(lowered.storage_bytes),
+        ]
+        .into_iter()
+        .flatten()
+        .min(),
     };
     Ok((limits, lowered.storage_bytes))
 }
@@ -562,6 +573,29 @@ fn completed((outcome, published, registration): Placed) -> BuildChange {
     }
 }
 
+/// Whether a build failed by something that its tenant has no part in: such a build counts for no day.
+fn is_our_fault(kind: &BuildErrorKind) -> bool {
+    match kind {
+        BuildErrorKind::Internal
+        | BuildErrorKind::DiskFull
+        | BuildErrorKind::BackendUnavailable
+        | BuildErrorKind::StorageUnavailable => true,
+        BuildErrorKind::InvalidArgument { .. }
+        | BuildErrorKind::ImageNotFound
+        | BuildErrorKind::Unauthorized
+        | BuildErrorKind::RegistryUnreachable
+        | BuildErrorKind::RateLimited
+        | BuildErrorKind::DigestMismatch
+        | BuildErrorKind::UnsupportedImage
+        | BuildErrorKind::CorruptLayer
+        | BuildErrorKind::LimitExceeded
+        // Of a build in the service: its worker was told to write more than it may.
+        | BuildErrorKind::OutputNotWritable
+        | BuildErrorKind::TimedOut
+        | BuildErrorKind::Cancelled => false,
+    }
+}
+
 fn given_up(
     inner: &Inner,
     id: BuildId,
@@ -608,7 +642,7 @@ fn given_up(
         completed_at: Some(store::now()),
         progress: Some((0, state.as_str().to_owned())),
         error_message: Some(message),
-        refund: is_shutdown || *error.kind() == BuildErrorKind::Internal,
+        refund: is_shutdown || is_our_fault(error.kind()),
         lines: vec![NewLine::new(level, Component::Builder, line)],
         ..BuildChange::default()
     }))

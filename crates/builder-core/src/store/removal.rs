@@ -199,8 +199,10 @@ impl Store {
     /// Whether the files of a tenant's build are to be there.
     pub(crate) async fn claim(&self, id: BuildId, tenant: TenantId) -> Result<FileClaim, StoreError> {
         self.read(move |connection| {
-            let gone = "SELECT deleted_at IS NOT NULL OR image_removed_at IS NOT NULL FROM builds
-                        WHERE id = ?1 AND tenant_id = ?2";
+            // A build is failed or cancelled only after its work has ended: what is still there was left behind.
+            let gone = "SELECT deleted_at IS NOT NULL OR image_removed_at IS NOT NULL
+                            OR state IN ('failed', 'cancelled')
+                        FROM builds WHERE id = ?1 AND tenant_id = ?2";
             let gone: Option<bool> = connection
                 .prepare_cached(gone)?
                 .query_row([&id.to_string(), tenant.as_str()], |row| row.get(0))

@@ -123,7 +123,7 @@ CREATE INDEX audit_events_to_export ON audit_events (ordinal) WHERE exported_at 
 ";
 
 /// Migrations there are: the `user_version` of a file that has seen them all.
-pub(crate) const VERSION: i64 = 6;
+pub(crate) const VERSION: i64 = 7;
 
 /// Migrations of the tenant crate stand among ours, one by one: their order in time is what counts.
 static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
@@ -134,6 +134,7 @@ static MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| {
         M::up(tenant::migrations()[1]),
         M::up(ACCOUNTS_OF_EARLIER_BUILDS),
         M::up(OUTBOX_AND_AUDIT),
+        M::up(tenant::migrations()[2]),
     ])
 });
 

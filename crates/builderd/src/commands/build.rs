@@ -50,7 +50,7 @@ IMAGE is one of
   REGISTRY/NAME[:TAG|@DIGEST]   an image in a registry, as docker.io/library/nginx:1.21-alpine
   oci:DIR[:TAG]                 an OCI image layout
   oci-archive:FILE[:TAG]        the same in a tar file
-  docker-archive:FILE[:TAG]     what `docker save` writes
+  docker-archive:FILE[:REF]     what `docker save` writes, REF as NAME:TAG
 
 Registries are reached through the proxies of HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and with the credentials that \
 `docker login` has stored (DOCKER_CONFIG/config.json, else ~/.docker/config.json, credential helpers included), unless \

@@ -135,9 +135,14 @@ async fn serve(config: Config) -> Result<(), Failure> {
 
 pub(super) fn start_failure(error: &DaemonError) -> Failure {
     let cause = chain(error);
-    let in_use = |source: &StartError| source.kind == StartErrorKind::DatabaseInUse;
+    let is_anothers = |source: &StartError| {
+        matches!(
+            source.kind,
+            StartErrorKind::DatabaseInUse | StartErrorKind::DatabaseTooNew
+        )
+    };
     match error {
-        DaemonError::Setting { setting, source } if source.downcast_ref().is_some_and(in_use) => {
+        DaemonError::Setting { setting, source } if source.downcast_ref().is_some_and(is_anothers) => {
             let message = format!("{VARIABLE_PREFIX}{setting}: {}", chain(source.as_ref()));
             Failure::new(Exit::Unavailable, message)
         }

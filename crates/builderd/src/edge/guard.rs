@@ -297,7 +297,12 @@ impl Deadline {
                 })?)
             }
         };
-        Ok(asked.or(default).map(|timeout| Self {
+        // A caller may have less time than others, and not more.
+        let timeout = match (asked, default) {
+            (Some(asked), Some(default)) => Some(asked.min(default)),
+            (asked, default) => asked.or(default),
+        };
+        Ok(timeout.map(|timeout| Self {
             // 8 digits of hours are more than the clock can add up.
             at: Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600)),
             timeout,
@@ -478,6 +483,34 @@ impl Drop for CallEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caller_may_have_less_time_and_not_more() {
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        for (asked, default, expected) in [
+            (None, Some(minute), Some(minute)),
+            (Some("5S"), Some(minute), Some(Duration::from_secs(5))),
+            (Some("1H"), Some(minute), Some(minute)),
+            (Some("1H"), None, Some(hour)),
+            (None, None, None),
+        ] {
+            let headers: HeaderMap = asked
+                .map(|asked| {
+                    (
+                        http::HeaderName::from_static("grpc-timeout"),
+                        asked.parse().unwrap(),
+                    )
+                })
+                .into_iter()
+                .collect();
+            let deadline = Deadline::from_headers(&headers, default).unwrap();
+            assert_eq!(
+                deadline.map(|deadline| deadline.timeout),
+                expected,
+                "{asked:?} {default:?}"
+            );
+        }
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_spells_them() {

@@ -86,6 +86,23 @@ fn a_registry_setting_that_names_no_host_says_what_it_has_to_be() {
 }
 
 #[test]
+fn a_database_of_a_later_version_is_not_blamed_on_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("builderd-data/data");
+    fs::create_dir_all(&data).unwrap();
+    let connection = rusqlite::Connection::open(data.join("builderd.db")).unwrap();
+    connection.pragma_update(None, "user_version", 1_000).unwrap();
+    drop(connection);
+    let output = run(directory.path(), &["serve", "--dev", "--port", "0"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{errors}");
+    assert!(
+        errors.contains("schema version 1000") && !errors.contains("this user can write to"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn a_second_daemon_on_the_same_state_is_told_of_the_first() {
     let directory = tempfile::tempdir().unwrap();
     let mut first = builderd(directory.path())

@@ -95,6 +95,23 @@ async fn a_tombstone_keeps_what_is_counted_and_nothing_that_was_written() {
         fixture.store.claim(running, bob).await.unwrap(),
         FileClaim::Unknown
     );
+    // What a build that came to nothing left behind is nobody's.
+    for state in ["failed", "cancelled"] {
+        fixture
+            .store
+            .write(move |transaction| {
+                let update = "UPDATE builds SET state = ?1 WHERE id = ?2";
+                transaction.execute(update, [state, &running.to_string()])?;
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(
+            fixture.store.claim(running, alice()).await.unwrap(),
+            FileClaim::Removed,
+            "{state}"
+        );
+    }
     assert_eq!(fixture.store.drop_tombstones(now() - DAY, 10).await.unwrap(), 0);
     assert_eq!(fixture.store.drop_tombstones(now() + DAY, 10).await.unwrap(), 1);
 }
