@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fmt, fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::Duration,
@@ -13,6 +13,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use test_support::lab;
+
+/// Below the registry's directory.
+const STORAGE: &str = "storage";
 
 /// An authority, a certificate of it for 127.0.0.1 and one for a client.
 const CERTIFICATES: &str = r"
@@ -35,7 +38,7 @@ pub struct DockerRegistry {
     push_arguments: Vec<OsString>,
     /// What it shows to clients, if it speaks TLS.
     keys: Option<TempDir>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl fmt::Debug for DockerRegistry {
@@ -92,7 +95,7 @@ impl DockerRegistry {
     fn start_with(http: &str, keys: Option<TempDir>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("registry-").tempdir()?;
         let config = directory.path().join("config.yml");
-        let storage = directory.path().join("storage");
+        let storage = directory.path().join(STORAGE);
         let text = format!(
             "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'{http}}}\n\
              storage: {{filesystem: {{rootdirectory: '{}'}}}}\n",
@@ -122,7 +125,7 @@ impl DockerRegistry {
             host: String::new(),
             push_arguments: Vec::new(),
             keys,
-            _directory: directory,
+            directory,
         };
         match host.recv_timeout(Duration::from_secs(30)) {
             Ok(host) => registry.host = host,
@@ -131,12 +134,26 @@ impl DockerRegistry {
         Ok(registry)
     }
 
+    /// Where it keeps what was pushed, for another registry to serve.
+    #[must_use]
+    pub fn storage(&self) -> PathBuf {
+        self.directory.path().join(STORAGE)
+    }
+
     /// Copies the image `1` of an OCI layout, every platform of it, and gives its reference.
     ///
     /// # Errors
     /// When skopeo is not there or fails.
     pub fn push(&self, layout: &Path, repository: &str, format: &str) -> anyhow::Result<String> {
-        let reference = format!("{}/{repository}:1", self.host);
+        self.push_as(layout, &format!("{repository}:1"), format)
+    }
+
+    /// The same under another tag: `name` is `REPOSITORY:TAG`.
+    ///
+    /// # Errors
+    /// When skopeo is not there or fails.
+    pub fn push_as(&self, layout: &Path, name: &str, format: &str) -> anyhow::Result<String> {
+        let reference = format!("{}/{name}", self.host);
         let output = Command::new(lab::program("skopeo", "skopeo")?)
             .args([
                 "--insecure-policy",

@@ -13,4 +13,5 @@ pub mod daemon;
 pub mod demo_image;
 pub mod docker_registry;
 pub mod load;
+pub mod pages;
 pub mod parts;

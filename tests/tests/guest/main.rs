@@ -8,6 +8,7 @@ mod server;
 mod strategies;
 mod stripped;
 mod systemd;
+mod unit;
 mod verity;
 
 use std::{
