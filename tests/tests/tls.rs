@@ -270,6 +270,11 @@ fn our_own_client_follows_a_build_over_tls() {
         "{output:?}"
     );
     assert_eq!(run("other").status.code(), Some(77), "another tenant");
+    assert_eq!(run("expired").status.code(), Some(64), "it is not even shown");
+    let stranger = run("stranger");
+    assert_eq!(stranger.status.code(), Some(69), "no way in: {stranger:?}");
+    let said = String::from_utf8_lossy(&stranger.stderr);
+    assert!(said.contains("refused the certificate of this client"), "{said}");
 }
 
 #[test]

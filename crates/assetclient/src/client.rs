@@ -3,22 +3,20 @@
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::PathAndQuery};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
 use prost::Message;
 use tokio::time::{Instant, timeout};
 use tonic::{
-    Code, ConnectError, Extensions, Request, Response, Status,
+    Code, ConnectError, Extensions, Request, Response, Status, TimeoutExpired,
     client::Grpc,
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
-use tower::Service as _;
 
 use crate::{
     asset::{AssetId, AssetKind, AssetState, KnownAsset, Owner, RegisterAsset, StorageBackend},
     config::{Config, InvalidConfig, Tls},
+    dial::{Ending, TlsEnd, dial},
     error::{AssetError, AssetErrorKind},
     observe::CallObserver,
     proto,
@@ -38,6 +36,8 @@ const LONGEST_MESSAGE: usize = 500;
 pub struct AssetClient {
     config: Config,
     channel: Channel,
+    /// Of the encrypted connection.
+    ending: Ending,
     observer: Option<Arc<dyn CallObserver + Send + Sync>>,
 }
 
@@ -49,19 +49,19 @@ impl AssetClient {
     /// [`InvalidConfig`] for an endpoint that cannot be called, `https://` without [`Config::tls`] among them.
     pub fn connect_lazy(config: Config) -> Result<Self, InvalidConfig> {
         let uri = config.uri()?;
-        let channel = if config.is_encrypted() {
+        let (channel, ending) = if config.is_encrypted() {
             let tls = config.tls.clone().ok_or_else(|| InvalidConfig::NoTls {
                 endpoint: config.endpoint.clone(),
             })?;
             encrypted(&config, uri, tls)?
         } else {
-            Endpoint::from(uri)
-                .connect_timeout(config.connect_timeout)
-                .connect_lazy()
+            let endpoint = Endpoint::from(uri).connect_timeout(config.connect_timeout);
+            (endpoint.connect_lazy(), Ending::default())
         };
         Ok(Self {
             config,
             channel,
+            ending,
             observer: None,
         })
     }
@@ -259,20 +259,20 @@ impl AssetClient {
             match status.code() {
                 Code::DeadlineExceeded => AssetErrorKind::Timeout { timeout: limit },
                 _ if late => AssetErrorKind::Timeout { timeout: limit },
-                _ => kind_of(&status),
+                _ => kind_of(&status, self.ending.get()),
             }
         })
     }
 }
 
-fn kind_of(status: &Status) -> AssetErrorKind {
+fn kind_of(status: &Status, ending: Option<TlsEnd>) -> AssetErrorKind {
     let message = clean(status.message());
+    // A status with a cause was made on this side, because there was no answer.
+    if let Some(cause) = status.source().filter(|cause| !cause.is::<TimeoutExpired>()) {
+        return lost(cause, ending);
+    }
     match status.code() {
-        Code::Unavailable => match status.source() {
-            // A connection that cannot be made is told in the sources.
-            Some(source) => unavailable(source),
-            None => AssetErrorKind::Unavailable { message },
-        },
+        Code::Unavailable => AssetErrorKind::Unavailable { message },
         Code::AlreadyExists => AssetErrorKind::AlreadyExists { message },
         code @ (Code::ResourceExhausted
         | Code::Aborted
@@ -288,6 +288,23 @@ fn kind_of(status: &Status) -> AssetErrorKind {
             code: name_of(code),
             message,
         },
+    }
+}
+
+/// What became of a call whose connection broke, or never was.
+fn lost(cause: &(dyn std::error::Error + 'static), ending: Option<TlsEnd>) -> AssetErrorKind {
+    match ending {
+        // Nothing is carried out for a client that was not let in.
+        Some(end @ TlsEnd::CertificateRefused { .. }) => AssetErrorKind::Unreachable {
+            message: clean(&end.to_string()),
+        },
+        Some(end) => match unavailable(cause) {
+            AssetErrorKind::Unreachable { message } => AssetErrorKind::Unreachable { message },
+            _ => AssetErrorKind::Unavailable {
+                message: clean(&format!("{end}: {}", chain(cause))),
+            },
+        },
+        None => unavailable(cause),
     }
 }
 
@@ -315,10 +332,9 @@ impl fmt::Debug for AssetClient {
     }
 }
 
-/// A channel over TLS. tonic refuses to connect to `https://` with another TLS than its own, which cannot take up
-/// renewed certificates: it is told `http://`, with the true address as the origin of its requests, and the connector
+/// A channel over TLS. tonic is told `http://`, with the true address as the origin of its requests, and the connector
 /// knows better.
-fn encrypted(config: &Config, uri: Uri, tls: Tls) -> Result<Channel, InvalidConfig> {
+fn encrypted(config: &Config, uri: Uri, tls: Tls) -> Result<(Channel, Ending), InvalidConfig> {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let dialled = Uri::try_from(format!("http://{authority}")).map_err(|_| InvalidConfig::Endpoint {
         endpoint: config.endpoint.clone(),
@@ -326,18 +342,8 @@ fn encrypted(config: &Config, uri: Uri, tls: Tls) -> Result<Channel, InvalidConf
     let endpoint = Endpoint::from(dialled)
         .origin(uri.clone())
         .connect_timeout(config.connect_timeout);
-    let connector = tower::service_fn(move |_: Uri| {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let mut connector = HttpsConnectorBuilder::new()
-            .with_tls_config((*tls.current()).clone())
-            .https_only()
-            .enable_http2()
-            .wrap_connector(tcp);
-        connector.call(uri.clone())
-    });
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    let (connector, ending) = dial(uri, tls);
+    Ok((endpoint.connect_with_connector_lazy(connector), ending))
 }
 
 fn message(asset: &RegisterAsset) -> Result<proto::RegisterAssetRequest, AssetErrorKind> {

@@ -30,6 +30,7 @@
 //! - With a suggested id, an attempt can be repeated safely: [`AssetClient::find`] tells whether the asset is there and
 //!   whose it is, and a second registration answers [`AssetErrorKind::AlreadyExists`].
 //! - An asset is deleted only while nobody uses it (`force` is never set), and deleting what is not there succeeds.
+//! - A server that refuses this side's certificate is [`AssetErrorKind::Unreachable`], with the alert's name.
 //! - The service has two names in the field, which differ in nothing else: [`ServiceName`].
 //! - No type of the wire is in this interface.
 //!
@@ -43,6 +44,7 @@
 mod asset;
 mod client;
 mod config;
+mod dial;
 mod error;
 mod observe;
 
@@ -51,6 +53,7 @@ pub use asset::{
 };
 pub use client::AssetClient;
 pub use config::{Config, Delivery, InvalidConfig, ServiceName, Tls, UnknownServiceName};
+pub use dial::{Connection, Connector, Ending, TlsEnd, dial};
 pub use error::{AssetError, AssetErrorKind};
 pub use observe::CallObserver;
 

@@ -7,7 +7,6 @@ use prost_types::Timestamp;
 
 use super::{
     connection::Connection,
-    failure::from_status,
     follow::{Follower, Show},
     options::{Options, duration},
     output::{
@@ -128,7 +127,7 @@ pub(super) async fn get_build(
         tenant_id: options.tenant()?,
     };
     let answer = connection.client().get_build(connection.request(request)).await;
-    let answer = answer.map_err(|status| from_status(&status))?.into_inner();
+    let answer = answer.map_err(|status| connection.failure(&status))?.into_inner();
     if options.json {
         return print_json(&json("GetBuildResponse", &answer)?);
     }
@@ -209,7 +208,7 @@ pub(super) async fn list_builds(
             .client()
             .list_builds(connection.request(request.clone()))
             .await;
-        let mut page = page.map_err(|status| from_status(&status))?.into_inner();
+        let mut page = page.map_err(|status| connection.failure(&status))?.into_inner();
         builds.append(&mut page.builds);
         request.page_token.clone_from(&page.next_page_token);
         last = page;
@@ -270,7 +269,7 @@ pub(super) async fn cancel_build(
         .client()
         .cancel_build(connection.request(request))
         .await;
-    let answer = answer.map_err(|status| from_status(&status))?.into_inner();
+    let answer = answer.map_err(|status| connection.failure(&status))?.into_inner();
     if options.json {
         return print_json(&json("CancelBuildResponse", &answer)?);
     }
@@ -294,7 +293,7 @@ pub(super) async fn delete_build(
         .client()
         .delete_build(connection.request(request))
         .await;
-    let answer = answer.map_err(|status| from_status(&status))?.into_inner();
+    let answer = answer.map_err(|status| connection.failure(&status))?.into_inner();
     if options.json {
         return print_json(&json("DeleteBuildResponse", &answer)?);
     }
@@ -340,8 +339,12 @@ pub(super) async fn stream_logs(
         .client()
         .stream_build_logs(connection.request(request))
         .await;
-    let mut lines = lines.map_err(|status| from_status(&status))?.into_inner();
-    while let Some(line) = lines.message().await.map_err(|status| from_status(&status))? {
+    let mut lines = lines.map_err(|status| connection.failure(&status))?.into_inner();
+    while let Some(line) = lines
+        .message()
+        .await
+        .map_err(|status| connection.failure(&status))?
+    {
         if options.json {
             print_json_line(&json("StreamBuildLogsResponse", &line)?)?;
         } else {
@@ -359,7 +362,7 @@ pub(super) async fn get_quotas(connection: &Connection, options: &Options) -> Re
         .client()
         .get_tenant_quotas(connection.request(request))
         .await;
-    let answer = answer.map_err(|status| from_status(&status))?.into_inner();
+    let answer = answer.map_err(|status| connection.failure(&status))?.into_inner();
     if options.json {
         return print_json(&json("GetTenantQuotasResponse", &answer)?);
     }
@@ -446,7 +449,7 @@ pub(super) async fn get_stats(
         .client()
         .get_build_stats(connection.request(request))
         .await;
-    let answer = answer.map_err(|status| from_status(&status))?.into_inner();
+    let answer = answer.map_err(|status| connection.failure(&status))?.into_inner();
     if options.json {
         return print_json(&json("GetBuildStatsResponse", &answer)?);
     }

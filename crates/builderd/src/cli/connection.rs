@@ -3,20 +3,24 @@
 use std::{fs, path::Path, time::Duration};
 
 use ::spiffe::SpiffeId;
+use assetclient::{Connector, Ending, TlsEnd};
 use http::Uri;
 use tonic::{
-    Request,
+    Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-use super::options::{Options, TOKEN_VARIABLE, TlsMode};
+use super::{
+    failure,
+    options::{Options, TOKEN_VARIABLE, TlsMode},
+};
 use crate::{
     commands::{chain, speaks_no_tls},
     exit::{Exit, Failure},
     proto::builder_service_client::BuilderServiceClient,
-    tls::{ClientTls, FileRole, ServerId, Tls, TlsConnector, TlsError, TlsSettings},
+    tls::{ClientTls, FileRole, ServerId, Tls, TlsError, TlsSettings},
 };
 
 /// How long opening a connection may take.
@@ -39,19 +43,21 @@ pub(super) struct Connection {
     channel: Channel,
     headers: Headers,
     timeout: Duration,
+    /// What the service said in TLS.
+    ending: Ending,
 }
 
 impl Connection {
     /// Connects.
     pub(super) async fn open(options: &Options) -> Result<Self, Failure> {
         let headers = Headers::new(options)?;
-        let (endpoint, connector) = endpoint(options).await?;
-        if headers.authorization.is_some() && connector.is_none() {
+        let (endpoint, tls) = endpoint(options).await?;
+        if headers.authorization.is_some() && tls.is_none() {
             warn_about_plaintext(endpoint.uri());
         }
-        let connected = match connector {
-            None => endpoint.connect().await,
-            Some(connector) => endpoint.connect_with_connector(connector).await,
+        let (connected, ending) = match tls {
+            None => (endpoint.connect().await, Ending::default()),
+            Some((connector, ending)) => (endpoint.connect_with_connector(connector).await, ending),
         };
         let channel = connected.map_err(|error| {
             let cause = chain(&error);
@@ -59,16 +65,28 @@ impl Connection {
                 true => ": it does not speak TLS; a service without TLS is reached by an http:// address",
                 false => "",
             };
+            let end = ending.get().map_or_else(String::new, |end| format!("{end}: "));
             Failure::new(
                 Exit::Unavailable,
-                format!("{} cannot be reached: {cause}{hint}", options.server),
+                format!("{} cannot be reached: {end}{cause}{hint}", options.server),
             )
         })?;
         Ok(Self {
             channel,
             headers,
             timeout: options.timeout,
+            ending,
         })
+    }
+
+    /// Why a call failed, in words and as an exit code.
+    pub(super) fn failure(&self, status: &Status) -> Failure {
+        failure::from_status(status, self.ending.get().as_ref())
+    }
+
+    /// Whether the service does not take the certificate that is shown: it will not take it later either.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.ending.get(), Some(TlsEnd::CertificateRefused { .. }))
     }
 
     /// A client. All clients share the connection, which is opened again when it broke.
@@ -86,7 +104,7 @@ impl Connection {
 }
 
 /// Where the service is, and how a connection to it is encrypted; `None` for not at all.
-async fn endpoint(options: &Options) -> Result<(Endpoint, Option<TlsConnector>), Failure> {
+async fn endpoint(options: &Options) -> Result<(Endpoint, Option<(Connector, Ending)>), Failure> {
     let server = &options.server;
     let expected = || {
         usage(format!(
@@ -116,7 +134,8 @@ async fn endpoint(options: &Options) -> Result<(Endpoint, Option<TlsConnector>),
         .user_agent(concat!("builderd-cli/", env!("CARGO_PKG_VERSION")))
         .map_err(|error| Failure::new(Exit::Internal, chain(&error)))?;
     let tls = tls(options, encrypted).await?;
-    Ok((endpoint, tls.map(|tls| tls.connector(uri))))
+    let dial = |tls: ClientTls| assetclient::dial(uri, assetclient::Tls::new(move || tls.current()));
+    Ok((endpoint, tls.map(dial)))
 }
 
 /// What the connection shows and trusts, by `--tls-mode` or what follows from the address.

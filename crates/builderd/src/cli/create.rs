@@ -15,7 +15,6 @@ use serde_json::json;
 use super::{
     commands::{Reconnect, build_record},
     connection::{Connection, read},
-    failure::from_status,
     follow::{Follower, Show},
     options::{Options, duration},
     output::{json as to_json, moment, note, print, print_json, print_json_line, record, state},
@@ -405,7 +404,9 @@ pub(super) async fn run(
         request.metadata_mut().insert("idempotency-key", value);
     }
     let created = connection.client().create_build(request).await;
-    let created = created.map_err(|status| from_status(&status))?.into_inner();
+    let created = created
+        .map_err(|status| connection.failure(&status))?
+        .into_inner();
     if !arguments.follow {
         if options.json {
             return print_json(&to_json("CreateBuildResponse", &created)?);

@@ -1,10 +1,14 @@
 //! What the service refused, in words and as an exit code.
 
-use std::io::{self, Write as _};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
 
+use assetclient::TlsEnd;
 use prost::Message as _;
 use serde_json::{Map, Value, json};
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 
 use super::output::printable;
 use crate::{
@@ -25,15 +29,13 @@ const fn exit(code: Code) -> Exit {
     }
 }
 
-/// A status as a failure: the code, what was said, the field, and what else the service told about it.
-pub(super) fn from_status(status: &Status) -> Failure {
-    // A status of this kind with a cause was made on this side: nothing came back. A client whose certificate is refused
-    // learns it here, since in TLS 1.3 its own part of the handshake has succeeded.
-    if status.code() == Code::Unknown
-        && let Some(cause) = std::error::Error::source(status)
-    {
+/// A status as a failure: the code, what was said, the field, and what else the service told about it; or how the
+/// connection broke, `ending` being what the service said in TLS then.
+pub(super) fn from_status(status: &Status, ending: Option<&TlsEnd>) -> Failure {
+    if let Some(cause) = lost(status) {
+        let end = ending.map_or_else(String::new, |end| format!("{end}: "));
         let message = format!(
-            "the connection to the service broke: {}",
+            "the connection to the service broke: {end}{}",
             printable(&chain(cause))
         );
         return Failure::new(Exit::Unavailable, message);
@@ -64,6 +66,28 @@ pub(super) fn from_status(status: &Status) -> Failure {
         }
     }
     Failure::new(exit(status.code()), lines.join("\n"))
+}
+
+/// Why the connection broke, or could not be made again, before the answer was here; `None` for what the service said,
+/// and for a limit of time.
+///
+/// A status with a cause was made on this side: what is read off the wire has none. The cause may also be that the
+/// service has ended this one call, which is its answer.
+fn lost(status: &Status) -> Option<&(dyn Error + 'static)> {
+    let cause = status.source()?;
+    let mut next = Some(cause);
+    // Chains are a handful of errors long.
+    for _ in 0..8 {
+        let Some(error) = next else { break };
+        let call_ended = error
+            .downcast_ref::<h2::Error>()
+            .is_some_and(|error| error.is_reset() && error.is_remote());
+        if call_ended || error.is::<TimeoutExpired>() {
+            return None;
+        }
+        next = error.source();
+    }
+    Some(cause)
 }
 
 enum Detail {

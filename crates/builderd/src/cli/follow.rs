@@ -12,7 +12,6 @@ use tonic::{Code, Status};
 
 use super::{
     connection::{Client, Connection},
-    failure::from_status,
     output::{json, note, print, print_json_line, printable, state},
 };
 use crate::{
@@ -171,7 +170,12 @@ impl Follower<'_> {
                 },
                 Err(status) => status,
             };
-            let pause = outage.pause(&status).ok_or_else(|| from_status(&status))?;
+            if self.connection.is_refused() {
+                return Err(self.connection.failure(&status));
+            }
+            let pause = outage
+                .pause(&status)
+                .ok_or_else(|| self.connection.failure(&status))?;
             if outage.attempts == 1 {
                 self.show.say(&format!(
                     "{}: {}; going on with line {} as soon as the service answers",

@@ -3,15 +3,10 @@
 use std::{fmt, path::Path, sync::Arc};
 
 use ::spiffe::SpiffeId;
-use http::Uri;
-use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustls::{
     ClientConfig, RootCertStore,
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::net::TcpStream;
-use tower::{BoxError, Service as _, util::BoxCloneService};
 
 use super::{
     TlsError, VERSIONS,
@@ -47,9 +42,6 @@ impl ServerId {
 #[derive(Clone)]
 pub struct ClientTls(Arc<dyn Fn() -> Arc<ClientConfig> + Send + Sync>);
 
-/// Opens connections for a gRPC channel.
-pub type TlsConnector = BoxCloneService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
-
 impl ClientTls {
     /// Trusts this system's authorities, and shows the certificate and key in two files when they are named; read once.
     ///
@@ -84,26 +76,6 @@ impl ClientTls {
     #[must_use]
     pub fn current(&self) -> Arc<ClientConfig> {
         (self.0)()
-    }
-
-    /// Opens connections to `server`, an `https://` URI, whatever URI it is called with.
-    ///
-    /// (A gRPC channel that is told `https://` wants to bring its own TLS. It gets an `http://` endpoint with the
-    /// origin `https://`, and this connector.)
-    #[must_use]
-    pub fn connector(&self, server: Uri) -> TlsConnector {
-        let tls = self.clone();
-        BoxCloneService::new(tower::service_fn(move |_: Uri| {
-            let mut tcp = HttpConnector::new();
-            tcp.enforce_http(false);
-            tcp.set_nodelay(true);
-            let mut connector = HttpsConnectorBuilder::new()
-                .with_tls_config((*tls.current()).clone())
-                .https_only()
-                .enable_http2()
-                .wrap_connector(tcp);
-            connector.call(server.clone())
-        }))
     }
 }
 

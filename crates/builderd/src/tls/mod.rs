@@ -19,7 +19,7 @@ use rustls::{SupportedProtocolVersion, crypto::CryptoProvider};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    client::{ClientTls, ServerId, TlsConnector},
+    client::{ClientTls, ServerId},
     files::{FileError, FileRole, TlsFiles, WatchedFiles},
     peer::PeerCertificate,
     server::ServerTls,

@@ -169,8 +169,15 @@ async fn assetmanagerd_is_called_with_certificates_from_files() {
     let directory = tempfile::tempdir().unwrap();
     let wrong = Authority::new("wrong").issue(&host());
     let tls = from_files(directory.path(), &wrong, Some(&theirs)).await.unwrap();
-    let refused = register(address, &tls, ServerId::OfTrustDomain).await;
-    assert!(refused.is_err(), "{refused:?}");
+    let refused = register(address, &tls, ServerId::OfTrustDomain)
+        .await
+        .unwrap_err();
+    let kind = refused.kind();
+    assert!(
+        matches!(kind, AssetErrorKind::Unreachable { message } if message.contains("refused the certificate of this client")),
+        "{kind:?}"
+    );
+    assert!(kind.is_retryable() && !kind.may_be_done(), "{kind:?}");
     assert_eq!(assets.calls().len(), 1);
     replace(&directory.path().join("tls.crt"), &pair.certificate_pem);
     replace(&directory.path().join("tls.key"), &pair.key_pem);
