@@ -13,6 +13,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use builder_core::{
     ServiceError,
+    audit::{Actor, AuditEvent},
     build::{BuildId, BuildState},
     service::{Builder, BuilderConfig, ListQuery, StatsWindow},
 };
@@ -72,6 +73,19 @@ impl Service {
             }
         };
         assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}");
+    }
+
+    /// What the audit log is to be told of what the service did of its own accord: action and build, in their order.
+    async fn own_acts(&self) -> Vec<(String, String)> {
+        let events = self.builder.audit_events(100).await.unwrap();
+        let acts = events.into_iter().map(|(_, line)| {
+            let event: AuditEvent = serde_json::from_str(&line).unwrap();
+            assert_eq!(event.actor, Actor::builderd());
+            assert_eq!(event.tenant.as_deref(), Some("alice"), "{line}");
+            assert!(event.reason.is_some(), "{line}");
+            (event.action, event.target.unwrap())
+        });
+        acts.collect()
     }
 
     async fn is_gone(&self, id: BuildId) -> bool {
@@ -206,6 +220,7 @@ async fn builds_go_when_their_time_is_over_but_not_from_under_a_virtual_machine(
     let service = service
         .restart_with(|config| {
             config.asset_manager = Some(client.clone());
+            config.audit = true;
             short_retention(config);
         })
         .await;
@@ -224,6 +239,8 @@ async fn builds_go_when_their_time_is_over_but_not_from_under_a_virtual_machine(
     service
         .wait_for("with its files", async || service.images().is_empty())
         .await;
+    let act = |id: BuildId| ("retention.delete".to_owned(), id.to_string());
+    assert_eq!(service.own_acts().await, [act(unused), act(used)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,6 +256,7 @@ async fn when_room_is_needed_images_go_and_builds_stay_unless_a_virtual_machine_
         .restart_with(|config| {
             config.asset_manager = Some(client.clone());
             config.storage_max_bytes = Some(1);
+            config.audit = true;
             config.cleanup_interval = Duration::from_millis(20);
         })
         .await;
@@ -252,6 +270,8 @@ async fn when_room_is_needed_images_go_and_builds_stay_unless_a_virtual_machine_
         .unwrap();
     assert_gapless(&log, 1);
     assert!(log.last().unwrap().message.contains("to make room"));
+    let evicted = ("storage.evict".to_owned(), unused.to_string());
+    assert_eq!(service.own_acts().await, [evicted]);
     assert!(service.get(used).await.image_removed_at.is_none());
     service
         .wait_for("a full service refuses", async || {

@@ -85,6 +85,18 @@ pub struct Order {
     pub average_run: Option<Duration>,
 }
 
+/// How many builds of one tier wait, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backlog {
+    /// The tier of their tenants; `None` for tenants that have no record, whose tier is the default one.
+    pub tier: Option<Tier>,
+    /// Builds that wait; at least one.
+    pub builds: u64,
+    /// When the oldest of them was accepted.
+    pub oldest_admitted_at: SystemTime,
+}
+
 impl Waiting {
     /// A build that waits for its turn.
     #[must_use]
@@ -186,6 +198,32 @@ pub fn order(connection: &Connection) -> Result<Order, AccountError> {
         })
     };
     read().map_err(AccountError::new("read the queue"))
+}
+
+/// What waits now, by tier, without a line for a tier of which nothing waits.
+///
+/// # Errors
+///
+/// When the database fails, or a row is not one of this version.
+pub fn backlog(connection: &Connection) -> Result<Vec<Backlog>, AccountError> {
+    let read = || {
+        let mut statement = connection.prepare_cached(
+            "SELECT t.tier, COUNT(*), MIN(a.admitted_at) FROM admissions a
+             LEFT JOIN tenants t ON t.tenant_id = a.tenant_id WHERE a.running = 0 GROUP BY t.tier",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let has_record = row.get::<_, Option<String>>(0)?.is_some();
+            found.push(Backlog {
+                tier: has_record.then(|| parsed(row, 0)).transpose()?,
+                builds: number(row, 1)?,
+                oldest_admitted_at: from_micros(row.get(2)?),
+            });
+        }
+        Ok(found)
+    };
+    read().map_err(AccountError::new("read what waits"))
 }
 
 fn next(

@@ -588,3 +588,36 @@ fn a_record_decides_for_builds_that_wait_already() {
     let told = refused(admit(&mut connection, &table, &node, "a4", "a"));
     assert_eq!(told, (Quota::ConcurrentBuilds, 0, 0, None), "it could never run");
 }
+
+#[test]
+fn what_waits_is_counted_by_tier_with_the_age_of_the_oldest() {
+    let (mut connection, table, node) = (database(), figures(1, 100), NodeCapacity::builds(9));
+    assert_eq!(queue::backlog(&connection).unwrap(), []);
+    for (build, tenant) in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("b2", "b")] {
+        assert_eq!(
+            admit(&mut connection, &table, &node, build, tenant),
+            Admission::Accepted
+        );
+    }
+    transaction(&mut connection, |transaction| {
+        records::set_tier(transaction, &id("b"), Tier::Dedicated, 1, at(0)).unwrap()
+    });
+    // One build of each tenant runs.
+    assert!(start(&mut connection, &table, &node, at(1)).is_some());
+    assert!(start(&mut connection, &table, &node, at(1)).is_some());
+    let mut found = queue::backlog(&connection).unwrap();
+    found.sort_by_key(|backlog| backlog.tier);
+    let counts: Vec<_> = found
+        .iter()
+        .map(|backlog| (backlog.tier, backlog.builds))
+        .collect();
+    assert_eq!(counts, [(Some(Tier::Pro), 2), (Some(Tier::Dedicated), 1)]);
+    assert!(
+        found.iter().all(|backlog| backlog.oldest_admitted_at == at(0)),
+        "{found:?}"
+    );
+    // Without a record it is a tenant of the default tier.
+    connection.execute("DELETE FROM tenants", []).unwrap();
+    let unknown = queue::backlog(&connection).unwrap();
+    assert_eq!((unknown.len(), unknown[0].tier), (1, None), "{unknown:?}");
+}

@@ -60,7 +60,7 @@ use self::{
 pub use self::{
     follow::{MAX_LOG_STREAMS, MAX_LOG_STREAMS_PER_TENANT},
     health::{Check, Health},
-    load::Load,
+    load::{Backlog, Load},
     usage::{BuildStats, QuotaViolation, StatsWindow, TenantQuotas},
 };
 pub use crate::store::TenantUsage;

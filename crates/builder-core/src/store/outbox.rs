@@ -96,6 +96,17 @@ pub(crate) struct Backlog {
     pub(crate) next_attempt_at: Option<SystemTime>,
 }
 
+/// How much waits to be told, and since when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Untold {
+    pub(crate) registrations: u64,
+    pub(crate) oldest_registration: Option<SystemTime>,
+    pub(crate) deletions: u64,
+    pub(crate) oldest_deletion: Option<SystemTime>,
+    /// Rows of which an attempt failed.
+    pub(crate) failing: u64,
+}
+
 impl Duty {
     pub(crate) fn customer_id(&self) -> &str {
         match self {
@@ -247,6 +258,29 @@ impl Store {
                 failing: from_integer(failing),
                 next_attempt_at,
             })
+        })
+        .await
+    }
+
+    /// How much waits.
+    pub(crate) async fn untold(&self) -> Result<Untold, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT action = 'register', COUNT(*), MIN(created_at), COUNT(last_error) FROM asset_outbox
+                 GROUP BY action",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut untold = Untold::default();
+            while let Some(row) = rows.next()? {
+                let (count, oldest) = (from_integer(row.get(1)?), Some(from_micros(row.get(2)?)));
+                if row.get(0)? {
+                    (untold.registrations, untold.oldest_registration) = (count, oldest);
+                } else {
+                    (untold.deletions, untold.oldest_deletion) = (count, oldest);
+                }
+                untold.failing += from_integer(row.get(3)?);
+            }
+            Ok(untold)
         })
         .await
     }

@@ -227,6 +227,11 @@ impl Store {
         self.read(|connection| Ok(queue::order(connection)?)).await
     }
 
+    /// What waits, by tier.
+    pub(crate) async fn waiting_by_tier(&self) -> Result<Vec<queue::Backlog>, StoreError> {
+        self.read(|connection| Ok(queue::backlog(connection)?)).await
+    }
+
     /// Ends what has a reservation although no build of this database runs: nothing does that, and nothing may stay
     /// reserved for ever if something did. Says how many.
     pub(crate) async fn release_leftovers(&self) -> Result<usize, StoreError> {
