@@ -18,7 +18,7 @@ use crate::{
     audit::AuditLog,
     auth::{Authentication, Identities, Tokens},
     config::{AuthenticationConfig, Config},
-    edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Vitals},
+    edge::{self, Checks, ConnectionLimits, EdgeConfig, EdgeError, Probe, Vitals},
     guest, isolation,
     proto::builder_service_server::BuilderServiceServer,
     service::Service,
@@ -39,7 +39,7 @@ const LAYERS_IN_PARALLEL: usize = 4;
 const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whose images `DOCKER_REGISTRY_MIRROR` is asked for.
-const MIRRORED_REGISTRY: &str = "docker.io";
+pub(crate) const MIRRORED_REGISTRY: &str = "docker.io";
 
 /// A daemon that serves.
 #[derive(Debug)]
@@ -114,7 +114,7 @@ impl Daemon {
         let metrics = match &config.telemetry {
             None => None,
             Some(telemetry) => Some(
-                Metrics::open(telemetry, config.storage_max_bytes)
+                Metrics::open(telemetry, config.storage_max_bytes, audit.clone())
                     .await
                     .map_err(metrics_error)?,
             ),
@@ -130,15 +130,16 @@ impl Daemon {
         let drain = CancellationToken::new();
         let service = Service::new(builder.clone(), config.registry_credentials, drain.clone());
         let probed = builder.clone();
+        let probe: Probe = Arc::new(move || {
+            let builder = probed.clone();
+            Box::pin(async move { vitals(&builder).await })
+        });
         let edge = EdgeConfig {
             health_requests_per_second: config.health_requests_per_second,
             authentication: authentication.clone(),
             audit: audit.clone(),
             reflection: config.reflection,
-            probe: Arc::new(move || {
-                let builder = probed.clone();
-                Box::pin(async move { vitals(&builder).await })
-            }),
+            probe: Arc::clone(&probe),
         };
         let (router, reporter) = edge::router(service, edge).await?;
         let stop = CancellationToken::new();
@@ -159,7 +160,11 @@ impl Daemon {
         if let Some(log) = &audit {
             tokio::spawn(log.clone().export(builder.clone(), stop.clone()));
         }
-        let metrics = metrics.map(|metrics| metrics.serve(builder.clone()));
+        // Probes of load balancers have no certificate, where the service port asks for one.
+        let metrics = metrics.map(|metrics| {
+            let health = edge::health_routes(probe, config.health_requests_per_second);
+            metrics.serve(builder.clone(), health)
+        });
         Ok(Self {
             address,
             audit,
@@ -338,7 +343,10 @@ fn metrics_error(error: MetricsError) -> DaemonError {
 }
 
 /// What the registry client may do.
-fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
+///
+/// # Errors
+/// [`DaemonError::Setting`].
+pub(crate) fn fetch_config(config: &Config) -> Result<ClientConfig, DaemonError> {
     let wrong = |setting: &'static str| {
         move |source: FetchError| DaemonError::Setting {
             setting,

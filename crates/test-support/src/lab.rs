@@ -62,6 +62,13 @@ pub fn skip(reason: impl fmt::Display) {
     println!("skipped: {reason}");
 }
 
+/// Says why a test cannot run here that needs something from outside Debian which nobody has to have: it is left out
+/// with `BUILDERD_REQUIRE_LAB=1` as well.
+#[expect(clippy::print_stdout, reason = "the line that tells why a test did nothing")]
+pub fn skip_optional(reason: impl fmt::Display) {
+    println!("skipped: {reason}");
+}
+
 /// Finds a program in `PATH` and in the directories for administrators.
 ///
 /// # Errors

@@ -11,7 +11,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
+    io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -19,13 +20,12 @@ use std::{
 use crate::background::Background;
 use axum::{Router, extract::State, routing::post};
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use opentelemetry_proto::tonic::{
     collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
     common::v1::{AnyValue, KeyValue, any_value::Value},
     resource::v1::Resource,
 };
-use prost::Message as _;
 
 /// A span as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,8 +130,8 @@ impl Collector {
     }
 }
 
-async fn traces(State(received): State<Arc<Mutex<Received>>>, body: Bytes) -> StatusCode {
-    let Ok(request) = ExportTraceServiceRequest::decode(body) else {
+async fn traces(State(received): State<Arc<Mutex<Received>>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let Some(request) = message::<ExportTraceServiceRequest>(&headers, &body) else {
         lock(&received).unreadable += 1;
         return StatusCode::BAD_REQUEST;
     };
@@ -159,8 +159,12 @@ async fn traces(State(received): State<Arc<Mutex<Received>>>, body: Bytes) -> St
     StatusCode::OK
 }
 
-async fn metrics(State(received): State<Arc<Mutex<Received>>>, body: Bytes) -> StatusCode {
-    let Ok(request) = ExportMetricsServiceRequest::decode(body) else {
+async fn metrics(
+    State(received): State<Arc<Mutex<Received>>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let Some(request) = message::<ExportMetricsServiceRequest>(&headers, &body) else {
         lock(&received).unreadable += 1;
         return StatusCode::BAD_REQUEST;
     };
@@ -174,6 +178,21 @@ async fn metrics(State(received): State<Arc<Mutex<Received>>>, body: Bytes) -> S
         }
     }
     StatusCode::OK
+}
+
+/// A body, which other collectors compress when they pass it on.
+fn message<M: prost::Message + Default>(headers: &HeaderMap, body: &[u8]) -> Option<M> {
+    let is_compressed = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding == "gzip");
+    if !is_compressed {
+        return M::decode(body).ok();
+    }
+    let mut plain = Vec::new();
+    flate2::read::MultiGzDecoder::new(body)
+        .read_to_end(&mut plain)
+        .ok()?;
+    M::decode(plain.as_slice()).ok()
 }
 
 fn attribute(resource: Option<&Resource>, name: &str) -> String {

@@ -16,7 +16,8 @@ pub(super) fn command() -> Command {
         .long_about(
             "Print the settings that `builderd serve` would have with the same flags and the same environment, each with \
              its source: a flag, the environment, or a default. Secrets are shown as ***. What `serve` would refuse is \
-             refused here in the same words, with exit code 64; nothing is opened, made or connected to.",
+             refused here in the same words, with exit code 64, and what was set and has no effect is named on standard \
+             error; nothing is opened, made or connected to.",
         )
         .arg(
             Arg::new("json")
@@ -40,6 +41,10 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     } else {
         let (values, config) = serve::settings(matches)?;
         crate::daemon::check(&config).map_err(|error| serve::start_failure(&error))?;
+        for idle in &config.idle {
+            // Where this cannot be said, the settings are worth showing all the same.
+            drop(writeln!(io::stderr(), "builderd: warning: {idle}"));
+        }
         let settings = effective_settings(&values);
         match matches.get_flag("json") {
             true => format!("{:#}\n", settings_json(&settings)),

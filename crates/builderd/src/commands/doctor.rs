@@ -45,7 +45,7 @@ pub(super) fn command() -> Command {
         .about("Check this host, and say what to do about what is missing")
         .long_about(
             "Tries out every layer of isolation and every directory of the settings (variables UNKEY_BUILDERD_…), looks at \
-             kernel, e2fsprogs, clock and registry, and \
+             kernel, e2fsprogs, clock and the registries that the settings name (as the daemon would reach them), and \
              says what to do about what does not work. Ends with 69 when `builderd serve` would not start for it.",
         )
         .arg(
@@ -79,7 +79,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     for (setting, directory) in values.directories() {
         findings.push(directory_finding(setting, &directory));
     }
-    surroundings::findings(&values, &mut findings);
+    surroundings::findings(&values, state.is_some(), &mut findings)?;
     let report: String = findings.iter().map(line).collect();
     io::stdout()
         .write_all(report.as_bytes())

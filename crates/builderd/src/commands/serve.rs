@@ -117,6 +117,13 @@ pub(super) fn settings(matches: &ArgMatches) -> Result<(Values, Config), Failure
 async fn serve(config: Config) -> Result<(), Failure> {
     // Before the port opens, so that no signal meets a process that would just die of it.
     let mut signals = Signals::new()?;
+    for idle in &config.idle {
+        tracing::warn!(
+            variable = idle.variable,
+            reason = idle.reason,
+            "A setting has no effect"
+        );
+    }
     let daemon = Daemon::start(&config, super::worker_command())
         .await
         .map_err(|error| start_failure(&error))?;

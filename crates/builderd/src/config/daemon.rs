@@ -8,6 +8,7 @@ use oci_fetch::Proxies;
 use tenant::{TenantDefaults, Tier};
 
 use super::{
+    idle::{self, IdleSetting},
     security::{self, AuthenticationConfig},
     storage,
     values::{ConfigError, Values},
@@ -103,6 +104,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What is told to a collector and to Prometheus; `None` for nothing.
     pub telemetry: Option<TelemetryConfig>,
+    /// What was said and has no effect.
+    pub idle: Vec<IdleSetting>,
 }
 
 /// What is logged, and how.
@@ -238,6 +241,7 @@ impl Config {
             }),
             log,
             telemetry,
+            idle: idle::idle(values, development),
         })
     }
 }
@@ -325,6 +329,12 @@ fn asset_manager(values: &Values, errors: &mut Vec<ConfigError>) -> Option<asset
                  UNKEY_BUILDERD_STORAGE_BACKEND=local",
             ));
         }
+    }
+    if !config.is_encrypted() && !values.text("ASSETMANAGER_SPIFFE_ID").is_empty() {
+        errors.push(values.refuse(
+            "ASSETMANAGER_SPIFFE_ID",
+            "nobody shows an identity over plaintext: set UNKEY_BUILDERD_ASSETMANAGER_ENDPOINT to an https:// address",
+        ));
     }
     if let Err(error) = config.validate() {
         let problem = format!(

@@ -3,10 +3,12 @@
 //! Every setting stands once, in [`SETTINGS`]: its variable is `UNKEY_BUILDERD_` and its name, its flag `--` and the
 //! name in lower case with dashes. A flag goes before a variable, a variable before the default; an empty variable is
 //! an unset one. A setting that this version does nothing with may only have the value it has by default: anything
-//! else is refused at the start, and so is a variable with the prefix that does not exist.
+//! else is refused at the start, and so is a variable with the prefix that does not exist. One that is for another mode
+//! is refused as well, and one that belongs to something that is switched off is named ([`Config::idle`]).
 
 mod daemon;
 mod duration;
+mod idle;
 mod reference;
 mod security;
 mod setting;
@@ -17,6 +19,7 @@ mod values;
 
 pub use daemon::{Config, LogConfig, LogFormat};
 pub use duration::{format_duration, parse_duration};
+pub use idle::IdleSetting;
 pub use reference::settings_reference;
 pub use security::AuthenticationConfig;
 pub use setting::{Effect, Form, Setting, VARIABLE_PREFIX};

@@ -47,6 +47,10 @@ goes before a variable, a variable before the default; `--dev` has defaults of i
 set. A variable with the prefix that is not listed here is refused, and so is a value of another form: the error names variable, value and
 expected form, all errors are shown at once, no port has been opened, and the exit code is 64.
 
+What is set for a mode that is not chosen (`SPIFFE_SOCKET` without `TLS_MODE=spiffe`, a bucket's name with another backend) is refused in the
+same way. What is set beside something that is switched off (`OTEL_ENDPOINT` with `OTEL_ENABLED=false`) is kept for the day on which it is
+switched on: the start warns of it by name, and so does `builderd config`. A value that is the default anyway is neither.
+
 Durations are spelt as in Go: `15m`, `1h30m`, `1.5h`, `250ms`. `_GB` are gibibytes (2^30 bytes). Relative paths are taken from the working
 directory of the start.
 

@@ -35,6 +35,10 @@ pub(super) fn tls(values: &Values, errors: &mut Vec<ConfigError>) -> TlsSettings
             errors.push(values.refuse(name, problem));
         }
     }
+    if mode != "spiffe" && values.changed("SPIFFE_SOCKET").is_some() {
+        let problem = format!("it is for UNKEY_BUILDERD_TLS_MODE=spiffe, and that is {mode}");
+        errors.push(values.refuse("SPIFFE_SOCKET", problem));
+    }
     match mode {
         "file" => {
             for (name, holds) in [(FILES[0], "a certificate and its chain"), (FILES[1], "its key")] {

@@ -127,6 +127,13 @@ impl Values {
         )
     }
 
+    /// The variable of a setting that was said to be something else than it is by default; `None` where it was not.
+    pub(super) fn changed(&self, name: &str) -> Option<String> {
+        let (value, source) = self.entry(name);
+        let setting = SETTINGS.iter().find(|setting| setting.name == name)?;
+        changes(setting, value, *source).then(|| setting.variable())
+    }
+
     pub(crate) fn text(&self, name: &str) -> &str {
         &self.entry(name).0
     }
@@ -294,14 +301,7 @@ fn problem(setting: &Setting, value: &str, source: Source) -> Option<String> {
     let Effect::NotYet(reason) = setting.effect else {
         return None;
     };
-    let said = matches!(source, Source::Flag | Source::Variable);
-    let harmless = [Some(setting.default), setting.development];
-    if !said
-        || harmless
-            .iter()
-            .flatten()
-            .any(|default| same(setting.form, value, default))
-    {
+    if !changes(setting, value, source) {
         return None;
     }
     let way_out = match setting.default {
@@ -309,6 +309,14 @@ fn problem(setting: &Setting, value: &str, source: Source) -> Option<String> {
         default => format!("leave it unset or at {default}"),
     };
     Some(format!("not implemented yet: {reason}; {way_out}"))
+}
+
+/// Whether something was said, and is not what holds anyway.
+fn changes(setting: &Setting, value: &str, source: Source) -> bool {
+    let said = matches!(source, Source::Flag | Source::Variable);
+    let defaults = [Some(setting.default), setting.development];
+    let mut defaults = defaults.iter().flatten();
+    said && !defaults.any(|default| same(setting.form, value, default))
 }
 
 fn fits(form: Form, value: &str) -> bool {

@@ -1,4 +1,4 @@
-//! `GET /health`.
+//! `GET /health` and `GET /health/live`.
 
 mod limit;
 
@@ -81,6 +81,12 @@ impl Health {
         *found = Some((began, vitals.clone()));
         vitals
     }
+}
+
+/// Answers 200 as long as the process answers at all, draining or not: who restarts what does not answer asks this.
+/// Nothing is looked at, so there is no allowance either.
+pub(super) async fn alive() -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], "alive\n").into_response()
 }
 
 #[derive(Serialize)]

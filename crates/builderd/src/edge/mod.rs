@@ -4,7 +4,7 @@
 //!                     ┌ application/grpc, +proto ──────────────────────────┐
 //! connection ─ axum ──┤                                                    ├─ guard ─ tonic services
 //!                     ├ everything else ─ connectrpc ─ forwarder ─ (bytes) ┘
-//!                     └ GET /health
+//!                     └ GET /health, /health/live
 //! ```
 //!
 //! There is one implementation of each method, tonic's. Size limits hold on both ways in; authentication, deadlines,
@@ -148,15 +148,19 @@ pub async fn router<S: BuilderService>(
                 }))
             })
     });
-    let router = Router::new()
-        .route("/health", get(health::answer))
-        .with_state(Health::new(
-            config.probe,
-            config.health_requests_per_second.max(1),
-        ))
+    let router = health_routes(config.probe, config.health_requests_per_second)
         .fallback_service(fallback)
         .layer(RequestBodyTimeoutLayer::new(BODY_STALL));
     Ok((router, reporter))
+}
+
+/// `GET /health`, whether the service can build, and `GET /health/live`, whether the process answers at all: for the
+/// service port, and for one that probes reach without a certificate. Each port has an allowance of its own.
+pub fn health_routes(probe: Probe, requests_per_second: u32) -> Router {
+    Router::new()
+        .route("/health", get(health::answer))
+        .route("/health/live", get(health::alive))
+        .with_state(Health::new(probe, requests_per_second.max(1)))
 }
 
 /// Adds the reflection services, which tell of everything that is there, themselves included.

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use builder_core::service::Builder;
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
@@ -15,6 +16,7 @@ use super::{
     gauges::Gauges,
     scrape,
 };
+use crate::audit::AuditLog;
 
 /// How often the collector is sent the metrics.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -51,11 +53,16 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the port for Prometheus, and makes the instruments. `storage_limit_bytes` is what all images may take.
+    /// Opens the port for Prometheus, and makes the instruments. `storage_limit_bytes` is what all images may take;
+    /// `audit` the log whose lost events are counted.
     ///
     /// # Errors
     /// [`MetricsError`]. A collector that is away is none.
-    pub async fn open(config: &TelemetryConfig, storage_limit_bytes: u64) -> Result<Self, MetricsError> {
+    pub async fn open(
+        config: &TelemetryConfig,
+        storage_limit_bytes: u64,
+        audit: Option<AuditLog>,
+    ) -> Result<Self, MetricsError> {
         let exporter = opentelemetry_otlp::MetricExporter::builder()
             .with_http()
             .with_http_client(client().map_err(MetricsError::Exporter)?)
@@ -88,7 +95,7 @@ impl Metrics {
         let provider = builder.build();
         let meter = provider.meter("builderd");
         let gauges = Arc::new(Gauges::new(storage_limit_bytes));
-        gauges.register(&meter);
+        gauges.register(&meter, audit);
         Ok(Self {
             instruments: Arc::new(Instruments::new(&meter, config.by_tenant)),
             provider,
@@ -110,13 +117,14 @@ impl Metrics {
         self.scrape.as_ref().map(|(_, address, _)| *address)
     }
 
-    /// Serves them, and keeps the gauges at what `builder` is at, until [`RunningMetrics::stop`].
+    /// Serves them, and `beside` on the same port; keeps the gauges at what `builder` is at, until
+    /// [`RunningMetrics::stop`].
     #[must_use]
-    pub fn serve(self, builder: Builder) -> RunningMetrics {
+    pub fn serve(self, builder: Builder, beside: Router) -> RunningMetrics {
         let address = self.address();
         tokio::spawn(Arc::clone(&self.gauges).follow(builder.clone(), self.stop.clone()));
         if let Some((listener, _, registry)) = self.scrape {
-            let router = scrape::router(registry, self.gauges, builder);
+            let router = scrape::router(registry, self.gauges, builder).merge(beside);
             tokio::spawn(scrape::serve(listener, router, self.stop.clone()));
         }
         RunningMetrics {

@@ -1,4 +1,4 @@
-//! `GET /metrics`, for Prometheus.
+//! `GET /metrics`, for Prometheus; what else is served on its port comes from elsewhere.
 
 use std::{sync::Arc, time::Duration};
 

@@ -44,6 +44,24 @@ fn the_page_of_all_settings_is_up_to_date() {
 }
 
 #[test]
+fn what_has_no_effect_is_named_beside_what_holds() {
+    let arguments = [
+        "--dev",
+        "--state-dir",
+        "/state",
+        "--otel-endpoint",
+        "collector:4318",
+    ];
+    let output = run(&arguments, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stderr),
+        "builderd: warning: UNKEY_BUILDERD_OTEL_ENDPOINT has no effect: OTEL_ENABLED is false\n"
+    );
+    assert!(text(&output.stdout).contains("UNKEY_BUILDERD_OTEL_ENDPOINT=collector:4318"));
+}
+
+#[test]
 fn what_holds_is_shown_with_its_source_and_without_secrets() {
     let variables = [
         (variable("RATE_LIMIT"), "7"),

@@ -120,6 +120,26 @@ fn what_protects_nobody_is_refused() {
             &["TLS_CA_FILE=", "TLS_MODE=file, and that is spiffe"],
         ),
         (
+            "an agent for nothing",
+            &[("SPIFFE_SOCKET", "/run/a.sock")],
+            &["SPIFFE_SOCKET=", "TLS_MODE=spiffe, and that is disabled"],
+        ),
+        (
+            "an agent beside files",
+            &[PAIR[0], PAIR[1], PAIR[2], ("SPIFFE_SOCKET", "/run/a.sock")],
+            &["SPIFFE_SOCKET=", "TLS_MODE=spiffe, and that is file"],
+        ),
+        (
+            "a pin in plaintext",
+            &[
+                SPIFFE,
+                ("ASSETMANAGER_ENABLED", "true"),
+                ("ASSETMANAGER_ENDPOINT", "http://127.0.0.1:8083"),
+                ("ASSETMANAGER_SPIFFE_ID", "spiffe://a/b"),
+            ],
+            &["ASSETMANAGER_SPIFFE_ID=", "to an https:// address"],
+        ),
+        (
             "mtls without TLS",
             &[MTLS],
             &[

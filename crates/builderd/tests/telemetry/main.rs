@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod monitoring;
+mod operators;
+mod rotel;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -233,7 +235,7 @@ fn value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 }
 
 /// Every metric that dashboards and alerts may rely on, with the labels that it has.
-const DOCUMENTED: [(&str, &[&str]); 25] = [
+const DOCUMENTED: [(&str, &[&str]); 31] = [
     (
         "builderd_builds_total",
         &[
@@ -276,6 +278,15 @@ const DOCUMENTED: [(&str, &[&str]); 25] = [
     ("builderd_storage_usage_bytes", &[]),
     ("builderd_storage_limit_bytes", &[]),
     ("builderd_telemetry_spans_lost_total", &["reason=\"queue_full\""]),
+    ("builderd_queue_builds", &["tenant_tier=\"free\""]),
+    ("builderd_queue_oldest_seconds", &["tenant_tier=\"dedicated\""]),
+    ("builderd_assetmanager_waiting", &["action=\"delete\""]),
+    (
+        "builderd_assetmanager_waiting_oldest_seconds",
+        &["action=\"register\""],
+    ),
+    ("builderd_assetmanager_waiting_failing", &[]),
+    ("builderd_audit_events_lost_total", &[]),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,8 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
+use oci_fetch::{ClientConfig, FetchError, Probed, Timeouts};
+use tenant::AllowedHosts;
+
 use super::{Finding, Verdict};
-use crate::config::Values;
+use crate::{
+    config::{Config, Values},
+    daemon::{self, MIRRORED_REGISTRY},
+    exit::Failure,
+};
 
 /// The first kernel with landlock, and with everything else that a box is made of.
 const KERNEL: (u32, u32) = (5, 13);
@@ -18,14 +26,63 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A clock that differs by more makes certificates and tokens invalid.
 const SKEW: Duration = Duration::from_secs(60);
 
-/// Who is asked when no mirror is set.
-const DOCKER_HUB: &str = "https://registry-1.docker.io";
+/// Registries that are asked, of those that the settings name.
+const MOST_REGISTRIES: usize = 16;
 
-pub(super) fn findings(values: &Values, findings: &mut Vec<Finding>) {
+pub(super) fn findings(
+    values: &Values,
+    development: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Failure> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     findings.push(kernel(release.trim()));
     findings.push(mke2fs(values.text("ROOTFS_BACKEND") == "mke2fs"));
-    registry(values, findings);
+    let Some((config, fetch)) = settings(values, development, findings) else {
+        // Without settings nobody knows how registries are reached.
+        findings.push(clock(None, SystemTime::now()));
+        return Ok(());
+    };
+    registries(&config, &fetch, findings)
+}
+
+/// What the daemon would know of registries; `None`, with the reasons as findings, where it would not start.
+fn settings(
+    values: &Values,
+    development: bool,
+    findings: &mut Vec<Finding>,
+) -> Option<(Config, ClientConfig)> {
+    let refused = |found: String| Finding {
+        verdict: Verdict::Bad,
+        subject: "settings".to_owned(),
+        found,
+        advice: "`builderd config` says the same; docs/operations/configuration.md has all settings",
+    };
+    let config = match Config::from_values(values, development) {
+        Ok(config) => config,
+        Err(errors) => {
+            findings.extend(errors.iter().map(|error| refused(error.to_string())));
+            return None;
+        }
+    };
+    for idle in &config.idle {
+        findings.push(Finding {
+            verdict: Verdict::Weak,
+            subject: "settings".to_owned(),
+            found: idle.to_string(),
+            advice: "",
+        });
+    }
+    match daemon::fetch_config(&config) {
+        Ok(fetch) => Some((config, fetch)),
+        Err(error) => {
+            let mut text = super::super::chain(&error);
+            if let daemon::DaemonError::Setting { setting, source } = &error {
+                text = format!("{setting}: {}", super::super::chain(source.as_ref()));
+            }
+            findings.push(refused(text));
+            None
+        }
+    }
 }
 
 fn kernel(release: &str) -> Finding {
@@ -78,59 +135,77 @@ fn mke2fs(is_needed: bool) -> Finding {
     }
 }
 
-/// Asks a registry for anything: whether it answers, and what time it has.
-fn registry(values: &Values, findings: &mut Vec<Finding>) {
-    let mirror = values.text("DOCKER_REGISTRY_MIRROR");
-    let address = match mirror {
-        "" => DOCKER_HUB.to_owned(),
-        mirror if mirror.contains("://") => mirror.trim_end_matches('/').to_owned(),
-        mirror => format!("https://{mirror}"),
-    };
-    let subject = format!("registry {address}");
-    let asked = ask(&address, values.text("DOCKER_HTTPS_PROXY"));
-    let date = match asked {
-        Ok(date) => {
-            findings.push(Finding {
-                verdict: Verdict::Good,
-                subject,
-                found: "answers".to_owned(),
-                advice: "",
-            });
-            date
+/// Asks the registries that the settings name whether they answer, and what time they have.
+fn registries(config: &Config, fetch: &ClientConfig, findings: &mut Vec<Finding>) -> Result<(), Failure> {
+    let fetch = fetch.clone().with_timeouts(Timeouts {
+        connect: PATIENCE,
+        header: PATIENCE,
+        ..Timeouts::default()
+    });
+    let names = named_registries(config);
+    let asked = super::super::runtime()?
+        .block_on(async { join_all(names.iter().map(|name| oci_fetch::probe(&fetch, name))).await });
+    let mut date = None;
+    for (name, asked) in names.iter().zip(asked) {
+        match asked {
+            Ok(probed) => {
+                for probed in probed {
+                    date = date.or_else(|| probed.answer.as_ref().ok()?.date);
+                    findings.push(registry(name, &probed));
+                }
+            }
+            Err(error) => findings.push(silent(format!("registry {name}"), &error)),
         }
-        Err(reason) => {
-            findings.push(Finding {
-                verdict: Verdict::Weak,
-                subject,
-                found: reason,
-                advice: "where builds pull from it: look at the network and name servers, or set \
-                         UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR or UNKEY_BUILDERD_DOCKER_HTTPS_PROXY",
-            });
-            None
-        }
-    };
+    }
     findings.push(clock(date, SystemTime::now()));
+    Ok(())
 }
 
-/// The time of a registry, where it tells it. An answer of any kind is an answer.
-fn ask(address: &str, proxy: &str) -> Result<Option<SystemTime>, String> {
-    let mut builder = reqwest::blocking::Client::builder()
-        .no_proxy()
-        .timeout(PATIENCE)
-        .redirect(reqwest::redirect::Policy::none());
-    if !proxy.is_empty() {
-        // The proxy's address may hold a password, which an error would repeat.
-        let proxy =
-            reqwest::Proxy::all(proxy).map_err(|_| "the proxy's address cannot be read".to_owned())?;
-        builder = builder.proxy(proxy);
+/// Docker Hub where it may be pulled from, and what the settings name exactly.
+fn named_registries(config: &Config) -> Vec<String> {
+    let patterns = config.allowed_registries.iter().map(|name| name.parse());
+    let allowed = patterns.collect::<Result<Vec<_>, _>>().unwrap_or_default();
+    let is_hub_allowed = allowed.is_empty() || AllowedHosts::only(allowed).allows(MIRRORED_REGISTRY);
+    let hub = is_hub_allowed.then(|| MIRRORED_REGISTRY.to_owned());
+    let exact = config
+        .allowed_registries
+        .iter()
+        .chain(&config.insecure_registries)
+        .filter(|name| !name.contains('*'));
+    let mut names: Vec<String> = Vec::new();
+    for name in hub.into_iter().chain(exact.cloned()) {
+        if !names.contains(&name) && names.len() < MOST_REGISTRIES {
+            names.push(name);
+        }
     }
-    let client = builder.build().map_err(|error| error.to_string())?;
-    let answer = client
-        .get(format!("{address}/v2/"))
-        .send()
-        .map_err(|error| super::super::chain(&error.without_url()))?;
-    let date = answer.headers().get("date").and_then(|date| date.to_str().ok());
-    Ok(date.and_then(|date| httpdate::parse_http_date(date).ok()))
+    names
+}
+
+fn registry(name: &str, probed: &Probed) -> Finding {
+    let subject = match probed.is_mirror {
+        true => format!("mirror {} of {name}", probed.address),
+        false => format!("registry {}", probed.address),
+    };
+    match &probed.answer {
+        Ok(_) => Finding {
+            verdict: Verdict::Good,
+            subject,
+            found: "answers".to_owned(),
+            advice: "",
+        },
+        Err(error) => silent(subject, error),
+    }
+}
+
+fn silent(subject: String, error: &FetchError) -> Finding {
+    Finding {
+        verdict: Verdict::Weak,
+        subject,
+        found: super::super::chain(error),
+        advice: "where builds pull from it: look at the network and name servers, and at UNKEY_BUILDERD_DOCKER_HTTPS_PROXY, \
+                 _DOCKER_REGISTRY_MIRROR, _DOCKER_CERTS_DIR (an authority of its own), _DOCKER_INSECURE_REGISTRIES (plain \
+                 HTTP) and _DOCKER_ALLOWED_REGISTRIES (a private address)",
+    }
 }
 
 fn clock(theirs: Option<SystemTime>, ours: SystemTime) -> Finding {
@@ -190,13 +265,5 @@ mod tests {
             assert_eq!(clock(Some(now), other).verdict, expected, "{seconds} s ahead");
         }
         assert_eq!(clock(None, now).verdict, Verdict::Good);
-    }
-
-    #[test]
-    fn a_registry_that_does_not_answer_is_no_reason_not_to_start() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap();
-        drop(taken);
-        assert!(ask(&format!("http://{address}"), "").is_err());
     }
 }
