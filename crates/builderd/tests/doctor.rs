@@ -14,6 +14,9 @@ use test_support::{
     registry::Registry,
 };
 
+/// A name, the variables that are set, and what is said then.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], String);
+
 /// What it says with these variables.
 fn run(state: &Path, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_builderd"));
@@ -66,7 +69,7 @@ async fn registries_are_asked_as_the_daemon_would_ask_them() {
     replace(&certificates.join(&encrypted).join("ca.crt"), &authority.pem());
     let certificates = certificates.to_str().unwrap();
     let mirror = format!("http://{plain}");
-    let cases: &[(&str, &[(&str, &str)], String)] = &[
+    let cases: &[Case<'_>] = &[
         (
             "plain HTTP that is allowed",
             &[
