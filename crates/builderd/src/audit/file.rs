@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::AuditConfig;
@@ -22,7 +22,7 @@ pub(super) struct RotatingFile {
 impl RotatingFile {
     /// Goes on with the file that is there. For its owner alone: what tenants do is not everybody's to read.
     pub(super) fn open(config: &AuditConfig) -> io::Result<Self> {
-        let file = open(config)?;
+        let file = open(&config.path)?;
         let length = file.metadata()?.len();
         Ok(Self {
             // A crash may have cut off a line; an empty one more harms nobody.
@@ -62,33 +62,32 @@ impl RotatingFile {
 
     fn rotate(&mut self) -> io::Result<()> {
         let path = &self.config.path;
-        let older = |number: u32| -> PathBuf {
+        let beside = |ending: &str| -> PathBuf {
             let mut name = path.clone().into_os_string();
-            name.push(format!(".{number}"));
+            name.push(format!(".{ending}"));
             name.into()
         };
-        match self.config.max_files {
-            0 | 1 => fs::remove_file(path)?,
-            files => {
-                for number in (1..files - 1).rev() {
-                    rename(&older(number), &older(number + 1))?;
-                }
-                rename(path, &older(1))?;
+        let older = |number: u32| beside(&number.to_string());
+        // Before anything is renamed: while no file can be opened, each try would cost the oldest one.
+        let fresh = beside("new");
+        let file = open(&fresh)?;
+        file.set_len(0)?;
+        if self.config.max_files > 1 {
+            for number in (1..self.config.max_files - 1).rev() {
+                rename(&older(number), &older(number + 1))?;
             }
+            rename(path, &older(1))?;
         }
-        self.file = open(&self.config)?;
-        self.length = self.file.metadata()?.len();
+        fs::rename(&fresh, path)?;
+        self.file = file;
+        self.length = 0;
         self.torn = false;
         Ok(())
     }
 }
 
-fn open(config: &AuditConfig) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&config.path)
+fn open(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).mode(0o600).open(path)
 }
 
 fn ends_with_line(config: &AuditConfig) -> bool {
@@ -104,9 +103,41 @@ fn ends_with_line(config: &AuditConfig) -> bool {
 }
 
 /// What is not there needs no other name.
-fn rename(from: &std::path::Path, to: &std::path::Path) -> io::Result<()> {
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_no_file_can_be_opened_no_older_one_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = AuditConfig {
+            path: directory.path().join("audit.log"),
+            max_bytes: 4,
+            max_files: 3,
+        };
+        let mut file = RotatingFile::open(&config).unwrap();
+        for line in ["one", "two", "three"] {
+            file.append(&[line.to_owned()]).unwrap();
+        }
+        let read = |ending: &str| {
+            fs::read_to_string(directory.path().join(format!("audit.log{ending}"))).unwrap_or_default()
+        };
+        let kept = || [read(""), read(".1"), read(".2")];
+        assert_eq!(kept(), ["three\n", "two\n", "one\n"]);
+        fs::create_dir(directory.path().join("audit.log.new")).unwrap();
+        for _ in 0..3 {
+            assert!(file.append(&["four".to_owned()]).is_err());
+        }
+        assert_eq!(kept(), ["three\n", "two\n", "one\n"]);
+        fs::remove_dir(directory.path().join("audit.log.new")).unwrap();
+        file.append(&["four".to_owned()]).unwrap();
+        assert_eq!(kept(), ["four\n", "three\n", "two\n"]);
     }
 }
