@@ -50,12 +50,8 @@ fn files_below(directory: &Path) -> BTreeSet<String> {
     found
 }
 
-#[test]
-fn an_installation_in_a_clean_root_is_whole_and_goes_without_a_trace() {
-    if let Err(missing) = lab::program("make", "make") {
-        return lab::skip(missing);
-    }
-    let place = tempfile::tempdir().unwrap();
+/// Binaries as `make build` leaves them, by the names that they are installed under.
+fn binaries() -> tempfile::TempDir {
     let binaries = tempfile::tempdir().unwrap();
     for (name, built) in [
         ("builderd", env!("CARGO_BIN_EXE_builderd")),
@@ -63,6 +59,88 @@ fn an_installation_in_a_clean_root_is_whole_and_goes_without_a_trace() {
     ] {
         std::os::unix::fs::symlink(built, binaries.path().join(name)).unwrap();
     }
+    binaries
+}
+
+/// What `cargo deb` is told to place: path in the root, source below the workspace, mode.
+fn assets() -> Vec<(String, PathBuf, u32)> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let package = packages.iter().find(|package| package["name"] == "builderd");
+    let assets = package.unwrap()["metadata"]["deb"]["assets"].as_array().unwrap();
+    let mut found = Vec::new();
+    for asset in assets {
+        let [source, place, mode] = [0, 1, 2].map(|index| asset[index].as_str().unwrap());
+        let mode = u32::from_str_radix(mode, 8).unwrap();
+        // Relative to the package, except for what is below the target directory.
+        let source = source.strip_prefix("../../").unwrap_or(source);
+        for source in matching(source) {
+            let place = match place.strip_suffix('/') {
+                Some(directory) => format!("{directory}/{}", source.file_name().unwrap().to_str().unwrap()),
+                None => place.to_owned(),
+            };
+            found.push((place, source, mode));
+        }
+    }
+    found
+}
+
+/// The files of a path below the workspace, whose name may be `*.ENDING`.
+fn matching(path: &str) -> Vec<PathBuf> {
+    let Some((directory, ending)) = path.split_once("/*.") else {
+        return vec![path.into()];
+    };
+    let found: Vec<PathBuf> = fs::read_dir(root().join(directory))
+        .unwrap()
+        .map(|entry| Path::new(directory).join(entry.unwrap().file_name()))
+        .filter(|path| path.extension().is_some_and(|there| there == ending))
+        .collect();
+    assert!(!found.is_empty(), "{path}");
+    found
+}
+
+#[test]
+fn the_debian_package_has_what_make_places_in_the_same_places_with_the_same_modes() {
+    if let Err(missing) = lab::program("make", "make") {
+        return lab::skip(missing);
+    }
+    let place = tempfile::tempdir().unwrap();
+    make("install", place.path(), binaries().path());
+    let mut left = files_below(place.path());
+    for (path, source, mode) in assets() {
+        assert!(left.remove(&path), "{path} is not placed by make install");
+        let installed = place.path().join(&path);
+        assert_eq!(
+            installed.metadata().unwrap().permissions().mode() & 0o777,
+            mode,
+            "{path}"
+        );
+        match source.strip_prefix("target/release") {
+            Ok(name) => assert_eq!(Path::new("usr/bin").join(name), Path::new(&path)),
+            Err(_) => assert_eq!(
+                fs::read(root().join(&source)).unwrap(),
+                fs::read(&installed).unwrap(),
+                "{path} is another file than {}",
+                source.display()
+            ),
+        }
+    }
+    assert!(left.is_empty(), "not in the package: {left:?}");
+}
+
+#[test]
+fn an_installation_in_a_clean_root_is_whole_and_goes_without_a_trace() {
+    if let Err(missing) = lab::program("make", "make") {
+        return lab::skip(missing);
+    }
+    let place = tempfile::tempdir().unwrap();
+    let binaries = binaries();
     make("install", place.path(), binaries.path());
     let files = files_below(place.path());
     let expected = [
