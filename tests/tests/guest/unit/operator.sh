@@ -19,10 +19,8 @@ sudo() {
 	fi
 }
 sudoedit() {
-	cat >>"$1" <<-SETTINGS
-		UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR=http://127.0.0.1:5000
-		UNKEY_BUILDERD_AUDIT_ENABLED=true
-	SETTINGS
+	sed -i 's/^#\(UNKEY_BUILDERD_AUDIT_\)/\1/' "$1"
+	echo UNKEY_BUILDERD_DOCKER_REGISTRY_MIRROR=http://127.0.0.1:5000 >>"$1"
 }
 
 # Types the commands of a block of the page.
