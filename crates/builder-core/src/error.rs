@@ -54,6 +54,28 @@ pub enum BuildErrorKind {
 }
 
 impl BuildErrorKind {
+    /// One of each kind, with any field: for tables that must miss none.
+    pub const ALL: [Self; 16] = [
+        Self::InvalidArgument {
+            field: "docker_image.image_uri",
+        },
+        Self::ImageNotFound,
+        Self::Unauthorized,
+        Self::RegistryUnreachable,
+        Self::RateLimited,
+        Self::DigestMismatch,
+        Self::UnsupportedImage,
+        Self::CorruptLayer,
+        Self::LimitExceeded,
+        Self::OutputNotWritable,
+        Self::StorageUnavailable,
+        Self::DiskFull,
+        Self::BackendUnavailable,
+        Self::TimedOut,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
     /// The kind in one word, as `image_not_found`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
@@ -270,5 +292,35 @@ impl StartError {
     pub(crate) fn with_source(mut self, source: impl Into<Cause>) -> Self {
         self.source = Some(source.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_has_every_kind_once() {
+        // A kind that is not here does not compile; one that is not in the list has no place.
+        let place = |kind: &BuildErrorKind| match kind {
+            BuildErrorKind::InvalidArgument { .. } => 0,
+            BuildErrorKind::ImageNotFound => 1,
+            BuildErrorKind::Unauthorized => 2,
+            BuildErrorKind::RegistryUnreachable => 3,
+            BuildErrorKind::RateLimited => 4,
+            BuildErrorKind::DigestMismatch => 5,
+            BuildErrorKind::UnsupportedImage => 6,
+            BuildErrorKind::CorruptLayer => 7,
+            BuildErrorKind::LimitExceeded => 8,
+            BuildErrorKind::OutputNotWritable => 9,
+            BuildErrorKind::StorageUnavailable => 10,
+            BuildErrorKind::DiskFull => 11,
+            BuildErrorKind::BackendUnavailable => 12,
+            BuildErrorKind::TimedOut => 13,
+            BuildErrorKind::Cancelled => 14,
+            BuildErrorKind::Internal => 15,
+        };
+        let places: Vec<usize> = BuildErrorKind::ALL.iter().map(place).collect();
+        assert_eq!(places, (0..BuildErrorKind::ALL.len()).collect::<Vec<_>>());
     }
 }

@@ -13,6 +13,10 @@ use crate::{
     observe::{Step, StepOutcome},
 };
 
+/// In the metadata of the last line of a build that ended without an image: the kind of the error in one word, as
+/// [`BuildErrorKind::as_str`](crate::BuildErrorKind::as_str), or `credentials_lost` when it could not go on after a restart.
+pub const ERROR_KIND: &str = "error.kind";
+
 /// How much an operator or a tenant should care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

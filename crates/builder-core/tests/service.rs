@@ -14,17 +14,18 @@ use std::{fs, time::Duration};
 use builder_core::{
     ServiceError, StartErrorKind,
     build::{BuildId, BuildState},
-    event::Level,
+    event::{Component, ERROR_KIND, Level},
     request::BuildRequest,
     service::{Builder, BuilderConfig, Check, ListQuery},
 };
-use common::{PATIENCE, host_architecture, request, worker_command};
+use common::{PATIENCE, host_architecture, noise, request, worker_command};
 use fixture::{Service, alice, assert_gapless, bob, lines};
 use futures_util::{StreamExt, future::Either};
 use tenant::{TenantDefaults, TenantId, Tier, TierTable};
 use test_support::{
     assetmanagerd::FakeAssetManager,
     image::{Image, Layer},
+    registry::Misbehaviour,
 };
 use tokio::time::Instant;
 
@@ -88,10 +89,51 @@ async fn a_failed_build_says_why_and_leaves_no_file() {
         (last.level, last.message.as_str()),
         (Level::Error, format!("The build failed: {reason}").as_str())
     );
+    assert_eq!(last.metadata[ERROR_KIND], "image_not_found");
     assert_eq!(
         common::files_below(&service.directory.path().join("output")),
         Vec::<std::path::PathBuf>::new()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_long_pull_has_its_rate_and_the_time_left() {
+    let service = Service::start().await;
+    let layer = Layer::new().file("noise", noise(4 << 20, 1));
+    let image = Image::new()
+        .layer(&layer)
+        .platform("linux", &host_architecture(), "");
+    let reference = service.registry.publish("team/large", "1", &image.build());
+    // It would take two minutes; the test ends it as soon as it has seen the line.
+    service.registry.misbehave(
+        "/blobs/",
+        Misbehaviour::Drip {
+            chunk_bytes: 1 << 12,
+            pause: Duration::from_millis(100),
+        },
+    );
+    let id = service.builder.create(request(&reference)).await.unwrap().id;
+    let mut log = std::pin::pin!(service.builder.logs(alice(), id, 0, true));
+    let line = tokio::time::timeout(PATIENCE, async {
+        while let Some(line) = log.next().await {
+            let line = line.unwrap();
+            if line.message.starts_with("Pulling: ") {
+                return line;
+            }
+        }
+        panic!("the build ended without a word about its pull");
+    });
+    let line = line.await.expect("a line comes while the layer does");
+    assert_eq!((line.level, line.component), (Level::Info, Component::Puller));
+    assert!(
+        line.message.contains(" MB/s, ") && line.message.ends_with(" s left"),
+        "{}",
+        line.message
+    );
+    let figure = |name: &str| line.metadata[name].parse::<u64>().unwrap();
+    assert!(figure("pull.arrived_bytes") < figure("pull.total_bytes"));
+    assert!(figure("pull.bytes_per_second") > 0 && figure("pull.seconds_left") > 0);
+    service.builder.cancel(&alice(), &id).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, error::Error};
 
-use builder_core::error::{Exhausted, ServiceError};
+use builder_core::error::{BuildErrorKind, Exhausted, ServiceError};
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -122,6 +122,45 @@ pub fn from_service_error(error: ServiceError) -> Status {
         // The list of kinds may grow; until this table knows one, it is treated as our own fault.
         other => internal(&other),
     }
+}
+
+/// The code for a build that ended without an image.
+///
+/// No call answers with it, because a build fails after CreateBuild was answered; it stands beside the kind in the metadata of
+/// the log's last line. The registry's refusal is PERMISSION_DENIED: UNAUTHENTICATED would be about the caller of this service.
+#[must_use]
+pub const fn code_of_failure(kind: &BuildErrorKind) -> Code {
+    match kind {
+        BuildErrorKind::InvalidArgument { .. } => Code::InvalidArgument,
+        BuildErrorKind::ImageNotFound => Code::NotFound,
+        BuildErrorKind::Unauthorized => Code::PermissionDenied,
+        BuildErrorKind::RegistryUnreachable
+        | BuildErrorKind::OutputNotWritable
+        | BuildErrorKind::StorageUnavailable => Code::Unavailable,
+        BuildErrorKind::RateLimited | BuildErrorKind::LimitExceeded | BuildErrorKind::DiskFull => {
+            Code::ResourceExhausted
+        }
+        BuildErrorKind::DigestMismatch => Code::DataLoss,
+        BuildErrorKind::UnsupportedImage
+        | BuildErrorKind::CorruptLayer
+        | BuildErrorKind::BackendUnavailable => Code::FailedPrecondition,
+        BuildErrorKind::TimedOut => Code::DeadlineExceeded,
+        BuildErrorKind::Cancelled => Code::Cancelled,
+        // Our own fault, and kinds that this table does not know.
+        _ => Code::Internal,
+    }
+}
+
+/// The name of the code for a kind that a log's line names; `None` for a word that is no kind.
+pub(crate) fn code_name_of_failure(kind: &str) -> Option<&'static str> {
+    // A build whose credentials are gone can be submitted again.
+    if kind == "credentials_lost" {
+        return Some(code_name(Code::Aborted));
+    }
+    BuildErrorKind::ALL
+        .iter()
+        .find(|known| known.as_str() == kind)
+        .map(|known| code_name(code_of_failure(known)))
 }
 
 /// A status with an [`ErrorInfo`].
@@ -245,5 +284,58 @@ pub(crate) const fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_fetch::FetchErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_of_the_registry_client_has_a_code() {
+        let codes = [
+            (FetchErrorKind::NotFound, Code::NotFound),
+            (FetchErrorKind::Unauthorized, Code::PermissionDenied),
+            (FetchErrorKind::Denied, Code::PermissionDenied),
+            (
+                FetchErrorKind::RateLimited { until: None },
+                Code::ResourceExhausted,
+            ),
+            (FetchErrorKind::Limit, Code::ResourceExhausted),
+            (FetchErrorKind::DigestMismatch, Code::DataLoss),
+            (FetchErrorKind::Policy, Code::InvalidArgument),
+            (FetchErrorKind::Transient, Code::Unavailable),
+            (FetchErrorKind::Protocol, Code::FailedPrecondition),
+            (FetchErrorKind::TimedOut, Code::DeadlineExceeded),
+            (FetchErrorKind::Unsupported, Code::FailedPrecondition),
+            (FetchErrorKind::InvalidInput, Code::InvalidArgument),
+            (FetchErrorKind::Io, Code::Internal),
+        ];
+        // Every kind there is, in the list's order: a new one fails here until it has a row.
+        assert_eq!(codes.clone().map(|(kind, _)| kind), FetchErrorKind::ALL);
+        for (kind, code) in codes {
+            assert_eq!(code_of_failure(&BuildErrorKind::from(&kind)), code, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_fault_is_internal_and_each_word_of_a_log_has_its_code() {
+        for kind in BuildErrorKind::ALL {
+            let code = code_of_failure(&kind);
+            assert_eq!(
+                code == Code::Internal,
+                kind == BuildErrorKind::Internal,
+                "{kind:?}"
+            );
+            assert_eq!(
+                code_name_of_failure(kind.as_str()),
+                Some(code_name(code)),
+                "{kind:?}"
+            );
+        }
+        assert_eq!(code_name_of_failure("credentials_lost"), Some("ABORTED"));
+        assert_eq!(code_name_of_failure("of a later version"), None);
     }
 }

@@ -111,56 +111,47 @@ fn has_io_cause(error: &FetchError, kind: std::io::ErrorKind) -> bool {
 
 /// What an error of the registry client means for the tenant. Its messages hold no secret and no text of a server.
 pub(super) fn explain(error: &FetchError) -> BuildError {
-    let is_disk_full = has_io_cause(error, std::io::ErrorKind::StorageFull);
-    let kind = kind_of(error.kind(), is_disk_full);
+    let is_disk_full = *error.kind() == FetchErrorKind::Io
+        && [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded]
+            .into_iter()
+            .any(|kind| has_io_cause(error, kind));
+    let kind = match is_disk_full {
+        true => BuildErrorKind::DiskFull,
+        false => BuildErrorKind::from(error.kind()),
+    };
     BuildError::new(kind, error.to_string()).with_cause(error.clone())
 }
 
-fn kind_of(kind: &FetchErrorKind, is_disk_full: bool) -> BuildErrorKind {
-    match kind {
-        FetchErrorKind::NotFound => BuildErrorKind::ImageNotFound,
-        FetchErrorKind::Unauthorized | FetchErrorKind::Denied => BuildErrorKind::Unauthorized,
-        FetchErrorKind::RateLimited { .. } => BuildErrorKind::RateLimited,
-        FetchErrorKind::Limit => BuildErrorKind::LimitExceeded,
-        FetchErrorKind::DigestMismatch => BuildErrorKind::DigestMismatch,
-        FetchErrorKind::Policy | FetchErrorKind::InvalidInput => BuildErrorKind::InvalidArgument {
-            field: "docker_image.image_uri",
-        },
-        FetchErrorKind::Transient => BuildErrorKind::RegistryUnreachable,
-        FetchErrorKind::TimedOut => BuildErrorKind::TimedOut,
-        FetchErrorKind::Protocol | FetchErrorKind::Unsupported => BuildErrorKind::UnsupportedImage,
-        FetchErrorKind::Io if is_disk_full => BuildErrorKind::DiskFull,
-        _ => BuildErrorKind::Internal,
+/// A disk that is full, too, is [`FetchErrorKind::Io`], which alone is the service's own fault.
+impl From<&FetchErrorKind> for BuildErrorKind {
+    fn from(kind: &FetchErrorKind) -> Self {
+        match kind {
+            FetchErrorKind::NotFound => Self::ImageNotFound,
+            FetchErrorKind::Unauthorized | FetchErrorKind::Denied => Self::Unauthorized,
+            FetchErrorKind::RateLimited { .. } => Self::RateLimited,
+            FetchErrorKind::Limit => Self::LimitExceeded,
+            FetchErrorKind::DigestMismatch => Self::DigestMismatch,
+            FetchErrorKind::Policy | FetchErrorKind::InvalidInput => Self::InvalidArgument {
+                field: "docker_image.image_uri",
+            },
+            FetchErrorKind::Transient => Self::RegistryUnreachable,
+            FetchErrorKind::TimedOut => Self::TimedOut,
+            FetchErrorKind::Protocol | FetchErrorKind::Unsupported => Self::UnsupportedImage,
+            // Local disks, and whatever a later kind may be.
+            _ => Self::Internal,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::BuildErrorKind as Build;
 
     #[test]
-    fn each_kind_of_the_registry_client_has_one_of_ours() {
-        let image = Build::InvalidArgument {
-            field: "docker_image.image_uri",
-        };
-        for (kind, expected) in [
-            (FetchErrorKind::NotFound, Build::ImageNotFound),
-            (FetchErrorKind::Unauthorized, Build::Unauthorized),
-            (FetchErrorKind::Denied, Build::Unauthorized),
-            (FetchErrorKind::RateLimited { until: None }, Build::RateLimited),
-            (FetchErrorKind::Limit, Build::LimitExceeded),
-            (FetchErrorKind::DigestMismatch, Build::DigestMismatch),
-            (FetchErrorKind::Policy, image.clone()),
-            (FetchErrorKind::InvalidInput, image),
-            (FetchErrorKind::Transient, Build::RegistryUnreachable),
-            (FetchErrorKind::TimedOut, Build::TimedOut),
-            (FetchErrorKind::Protocol, Build::UnsupportedImage),
-            (FetchErrorKind::Unsupported, Build::UnsupportedImage),
-            (FetchErrorKind::Io, Build::Internal),
-        ] {
-            assert_eq!(kind_of(&kind, false), expected, "{kind:?}");
+    fn only_a_local_failure_is_the_services_own_fault() {
+        for kind in FetchErrorKind::ALL {
+            let is_own = BuildErrorKind::from(&kind) == BuildErrorKind::Internal;
+            assert_eq!(is_own, kind == FetchErrorKind::Io, "{kind:?}");
         }
-        assert_eq!(kind_of(&FetchErrorKind::Io, true), Build::DiskFull);
     }
 }

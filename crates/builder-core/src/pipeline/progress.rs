@@ -12,11 +12,16 @@ use oci_fetch::{Blob, PullProgress};
 
 use crate::{
     build::BuildState,
-    event::{Event, EventSender},
+    event::{Component, Event, EventSender, Level},
 };
 
 /// How often figures are looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
+
+/// A line about the pull goes to the log after so long, the next ones each after twice as long, up to the longest: an hour
+/// makes some sixty lines.
+const FIRST_LINE: Duration = Duration::from_secs(2);
+const LONGEST_BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 /// Percentages at which the parts of a build begin. Pulling and indexing are one part, because a layer is indexed while
 /// it comes in; how long writing takes beside it depends on both.
@@ -79,6 +84,39 @@ struct Sent {
     step: String,
 }
 
+/// A pull in which bytes come in.
+struct Pulling {
+    arrived_bytes: u64,
+    total_bytes: u64,
+    bytes_per_second: u64,
+    /// At this rate, rounded up.
+    seconds_left: u64,
+}
+
+/// When the next line about the pull is due.
+struct Schedule {
+    due: Instant,
+    pause: Duration,
+}
+
+impl Schedule {
+    fn new() -> Self {
+        Self {
+            due: Instant::now() + FIRST_LINE,
+            pause: FIRST_LINE,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    fn told(&mut self) {
+        self.pause = (self.pause * 2).min(LONGEST_BETWEEN_LINES);
+        self.due = Instant::now() + self.pause;
+    }
+}
+
 impl Progress {
     pub(super) fn new(events: EventSender) -> Self {
         Self {
@@ -136,21 +174,53 @@ impl Progress {
         self.pull.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the pull is going while bytes come in; `None` when none do, or when that cannot be told yet.
+    fn sample_pull(&self) -> Option<Pulling> {
+        let sample = self.lock_pull().as_mut().map(PullProgress::sample)?;
+        let left = sample.remaining?;
+        Some(Pulling {
+            arrived_bytes: sample.arrived_bytes,
+            total_bytes: sample.total_bytes,
+            bytes_per_second: sample.bytes_per_second.filter(|rate| *rate > 0)?,
+            seconds_left: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+        })
+        .filter(|pulling| pulling.arrived_bytes < pulling.total_bytes)
+    }
+
     /// `, 10.2 MB/s, 4 s left` while bytes come in, else nothing.
     fn pull_in_words(&self) -> String {
-        let sample = self.lock_pull().as_mut().map(PullProgress::sample);
-        let Some(sample) = sample.filter(|sample| sample.arrived_bytes < sample.total_bytes) else {
-            return String::new();
-        };
-        let rate = sample.bytes_per_second.filter(|rate| *rate > 0);
-        match (rate, sample.remaining) {
-            (Some(rate), Some(left)) => format!(
+        self.sample_pull().map_or_else(String::new, |pulling| {
+            format!(
                 ", {}/s, {} s left",
-                megabytes(rate),
-                left.as_secs() + u64::from(left.subsec_nanos() > 0)
-            ),
-            _ => String::new(),
+                megabytes(pulling.bytes_per_second),
+                pulling.seconds_left
+            )
+        })
+    }
+
+    /// Writes a line about the pull to the log when one is due and there is something to tell.
+    async fn tell_pull(&self, schedule: &mut Schedule) {
+        if !schedule.is_due() || self.lock().phase != Phase::Layers {
+            return;
         }
+        let Some(pulling) = self.sample_pull() else { return };
+        let message = format!(
+            "Pulling: {} of {}, {}/s, {} s left",
+            megabytes(pulling.arrived_bytes),
+            megabytes(pulling.total_bytes),
+            megabytes(pulling.bytes_per_second),
+            pulling.seconds_left
+        );
+        let metadata = [
+            ("pull.arrived_bytes", pulling.arrived_bytes.to_string()),
+            ("pull.total_bytes", pulling.total_bytes.to_string()),
+            ("pull.bytes_per_second", pulling.bytes_per_second.to_string()),
+            ("pull.seconds_left", pulling.seconds_left.to_string()),
+        ];
+        self.events
+            .log_with(Level::Info, Component::Puller, message, metadata)
+            .await;
+        schedule.told();
     }
 
     /// Bytes of a layer went to a worker.
@@ -226,11 +296,13 @@ impl Progress {
 
     /// Reports again and again; never ends by itself.
     pub(super) async fn watch(&self) -> std::convert::Infallible {
+        let mut schedule = Schedule::new();
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             self.report().await;
+            self.tell_pull(&mut schedule).await;
         }
     }
 

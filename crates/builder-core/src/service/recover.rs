@@ -10,7 +10,7 @@ use super::{
 use crate::{
     build::BuildState,
     error::{StartError, StartErrorKind},
-    event::{Component, Level},
+    event::{Component, ERROR_KIND, Level},
     store::{self, BuildChange, NewLine, Requeued, StoreError},
 };
 
@@ -43,23 +43,25 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
             None
         };
         if let Some(reason) = reason {
+            let failure = match stored.needs_credentials {
+                true => "credentials_lost",
+                false => "internal",
+            };
+            let mut line = NewLine::new(
+                Level::Error,
+                Component::Builder,
+                format!("The build failed: {reason}"),
+            );
+            line.metadata.insert(ERROR_KIND.to_owned(), failure.to_owned());
             let change = BuildChange {
                 state: Some(BuildState::Failed),
                 completed_at: Some(store::now()),
-                lines: vec![NewLine::new(
-                    Level::Error,
-                    Component::Builder,
-                    format!("The build failed: {reason}"),
-                )],
+                lines: vec![line],
                 error_message: Some(reason),
                 refund: true,
                 ..BuildChange::default()
             };
             inner.store.change(build.id, change).await.map_err(failed)?;
-            let failure = match stored.needs_credentials {
-                true => "credentials_lost",
-                false => "internal",
-            };
             run::tell_end(inner, build.id, Some(failure)).await;
             continue;
         }

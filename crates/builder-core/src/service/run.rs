@@ -24,7 +24,7 @@ use crate::{
     artifact::{ArtifactError, ArtifactFault, ArtifactKey, Published, StagedImage},
     build::{BuildId, BuildMetrics, BuildState},
     error::{BuildError, BuildErrorKind},
-    event::{self, Component, Event, EventSender, Level, LogLine},
+    event::{self, Component, ERROR_KIND, Event, EventSender, Level, LogLine},
     observe::{self, EndedBuild, Step},
     outbox,
     pipeline::{self, BuildLimits, Outcome, PipelineConfig},
@@ -626,10 +626,11 @@ fn given_up(
     } else {
         tracing::info!(build.id = %id, error = error as &dyn std::error::Error, "Build given up");
     }
-    live.set_failure(match is_shutdown {
+    let reason = match is_shutdown {
         true => "credentials_lost",
         false => error.kind().as_str(),
-    });
+    };
+    live.set_failure(reason);
     if state == BuildState::Failed {
         Span::current().record("otel.status_code", "ERROR");
     }
@@ -637,13 +638,15 @@ fn given_up(
         BuildState::Cancelled => "The build was cancelled".to_owned(),
         _ => format!("The build failed: {message}"),
     };
+    let mut line = NewLine::new(level, Component::Builder, line);
+    line.metadata.insert(ERROR_KIND.to_owned(), reason.to_owned());
     Ending::Ended(Box::new(BuildChange {
         state: Some(state),
         completed_at: Some(store::now()),
         progress: Some((0, state.as_str().to_owned())),
         error_message: Some(message),
         refund: is_shutdown || is_our_fault(error.kind()),
-        lines: vec![NewLine::new(level, Component::Builder, line)],
+        lines: vec![line],
         ..BuildChange::default()
     }))
 }

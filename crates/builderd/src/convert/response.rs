@@ -7,14 +7,17 @@ use std::time::SystemTime;
 
 use builder_core::{
     build::{Build, BuildIsolation, BuildMetrics, BuildState, ImageMetadata},
-    event::LogLine,
+    event::{ERROR_KIND, LogLine},
     optimize::Savings,
     request::{BuildRequest, InitStrategy, LayerMode, Profile},
 };
 use prost_types::Timestamp;
 use tenant::Tier;
 
-use crate::proto;
+use crate::{proto, status};
+
+/// In the metadata of the line that has [`ERROR_KIND`]: the name of the code for it.
+const ERROR_CODE: &str = "error.code";
 
 /// A moment.
 #[must_use]
@@ -73,9 +76,16 @@ pub fn build_job(build: Build, build_logs: Vec<String>) -> proto::BuildJob {
     }
 }
 
-/// A line of a build's log.
+/// A line of a build's log. Where it names the kind of error that a build ended with, the code for that stands beside it.
 #[must_use]
-pub fn log_line(line: LogLine) -> proto::StreamBuildLogsResponse {
+pub fn log_line(mut line: LogLine) -> proto::StreamBuildLogsResponse {
+    let code = line
+        .metadata
+        .get(ERROR_KIND)
+        .and_then(|kind| status::code_name_of_failure(kind));
+    if let Some(code) = code {
+        line.metadata.insert(ERROR_CODE.to_owned(), code.to_owned());
+    }
     proto::StreamBuildLogsResponse {
         timestamp: Some(timestamp(line.timestamp)),
         level: line.level.as_str().to_owned(),
