@@ -8,8 +8,11 @@ use crate::{
 
 const MIB: f64 = 1_048_576.0;
 
-/// Memory that a download may take: so much and 64 KiB for each connection, of which there are at most 16 to a host.
-const PULL_MIB: f64 = 32.0 + 16.0 * 64.0 / 1024.0;
+/// Connections of a download to a host, at most.
+const CONNECTIONS: f64 = 16.0;
+
+/// Memory that a download may take: so much, and 64 KiB for each connection.
+const PULL_MIB: f64 = 32.0 + CONNECTIONS * 64.0 / 1024.0;
 
 /// A promise.
 pub(crate) struct Target {
