@@ -198,6 +198,8 @@ async fn closing(authority: &Authority, reads: bool, bytes: &'static [u8]) -> So
             // The client may have gone.
             let _ = stream.write_all(bytes).await;
             let _ = stream.shutdown().await;
+            // A socket that is closed with bytes unread resets the connection, and what was sent may be lost by it.
+            while stream.read(&mut [0; 4096]).await.is_ok_and(|length| length > 0) {}
         }
     });
     address

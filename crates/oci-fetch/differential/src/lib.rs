@@ -1,0 +1,1 @@
+//! `oci-fetch` beside `oci-client`: there are only tests here.
