@@ -119,6 +119,8 @@ impl From<AlertDescription> for TlsEnd {
             AlertDescription::UnknownCA => "unknown_ca",
             AlertDescription::AccessDenied => "access_denied",
             AlertDescription::CertificateRequired => "certificate_required",
+            // A signature does not fit: an authority of the same name with another key, as after its renewal.
+            AlertDescription::DecryptError => "decrypt_error",
             other => {
                 return Self::Alert {
                     alert: format!("{other:?}"),

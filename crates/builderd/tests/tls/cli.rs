@@ -139,14 +139,17 @@ async fn a_refused_certificate_is_said_and_is_no_cancelled_call() {
             .issue(&me().expired())
             .write(directory.path(), "expired"),
     );
-    drop(
-        Authority::new("theirs")
-            .issue(&me())
-            .write(directory.path(), "stranger"),
-    );
+    for (authority, name) in [("theirs", "stranger"), ("ours", "namesake")] {
+        drop(
+            Authority::new(authority)
+                .issue(&me())
+                .write(directory.path(), name),
+        );
+    }
     let ca = path("ca.crt");
     let (expired, expired_key) = (path("expired.crt"), path("expired.key"));
     let (stranger, stranger_key) = (path("stranger.crt"), path("stranger.key"));
+    let (namesake, namesake_key) = (path("namesake.crt"), path("namesake.key"));
     let with = ["--tls-ca", &ca];
     // An expired one is not even shown.
     let [a, b] = with;
@@ -162,6 +165,12 @@ async fn a_refused_certificate_is_said_and_is_no_cancelled_call() {
                 (
                     "another authority's",
                     &[a, b, "--tls-cert", &stranger, "--tls-key", &stranger_key],
+                    69,
+                    REFUSED,
+                ),
+                (
+                    "one of an authority of the same name",
+                    &[a, b, "--tls-cert", &namesake, "--tls-key", &namesake_key],
                     69,
                     REFUSED,
                 ),
