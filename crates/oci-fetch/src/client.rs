@@ -250,19 +250,8 @@ impl Client {
     /// `InvalidInput` for an index that the image does not have; `Limit` when the image is too large for this client;
     /// `Io` for the cache. Failures of the download itself come out of the blob.
     pub async fn open_layer(&self, image: &Image, layer: usize) -> Result<Blob, FetchError> {
-        let access = &image.access;
-        let descriptor = access
-            .layers
-            .get(layer)
-            .ok_or_else(|| FetchError::invalid(format!("image has no layer {layer}")))?;
-        if let Some(limit) = self.max_image_size_bytes
-            && total_size_bytes(&access.layers) > limit
-        {
-            return Err(FetchError::limit(format!(
-                "image has more than {limit} bytes of layers"
-            )));
-        }
-        match &access.origin {
+        let descriptor = self.descriptor(image, layer)?;
+        match &image.access.origin {
             Origin::Local(blobs) => {
                 let file = blobs
                     .get(layer)
@@ -276,6 +265,43 @@ impl Client {
                     .bound(self.open_remote(sessions, descriptor, *deadline))
                     .await
             }
+        }
+    }
+
+    /// Begins to download a layer ahead of its use, if there is anything to download: `None` when all bytes are at hand. Costs nothing that [`open_layer`](Self::open_layer) would not, and takes nothing away from it.
+    ///
+    /// # Errors
+    /// As for `open_layer`.
+    pub async fn begin_layer(&self, image: &Image, layer: usize) -> Result<Option<Blob>, FetchError> {
+        let descriptor = self.descriptor(image, layer)?;
+        let Origin::Registry { sessions, deadline } = &image.access.origin else {
+            return Ok(None);
+        };
+        let cache = Arc::clone(&self.shared.cache);
+        let digest = descriptor.digest.clone();
+        if blocking(move || cache.contains(&digest)).await? {
+            return Ok(None);
+        }
+        let opening = self.open_remote(sessions, descriptor, *deadline);
+        let blob = deadline.bound(opening).await?;
+        Ok(Some(blob).filter(Blob::is_on_its_way))
+    }
+
+    /// The layer's descriptor, of an image that is not too large for this client.
+    fn descriptor<'image>(
+        &self,
+        image: &'image Image,
+        layer: usize,
+    ) -> Result<&'image LayerDescriptor, FetchError> {
+        let layers = &image.access.layers;
+        let descriptor = layers
+            .get(layer)
+            .ok_or_else(|| FetchError::invalid(format!("image has no layer {layer}")))?;
+        match self.max_image_size_bytes {
+            Some(limit) if total_size_bytes(layers) > limit => Err(FetchError::limit(format!(
+                "image has more than {limit} bytes of layers"
+            ))),
+            _ => Ok(descriptor),
         }
     }
 

@@ -116,6 +116,12 @@ pub struct Ranges {
     pub min_blob_bytes: u64,
     /// The size of one range. Default 16 MiB.
     pub range_bytes: u64,
+    /// A blob whose rest one connection brings within this time, at the rate it has had so far, stays with it; zero splits
+    /// every blob. Default 2 s.
+    ///
+    /// Where the machine or the line is the limit several connections bring a blob no sooner: what comes out of order has to
+    /// be read back to be hashed, and each range is a request.
+    pub one_connection_time: Duration,
 }
 
 /// TLS material for one registry, in PEM.
@@ -400,6 +406,7 @@ impl Default for Ranges {
             connections: 4,
             min_blob_bytes: 32 << 20,
             range_bytes: 16 << 20,
+            one_connection_time: Duration::from_secs(2),
         }
     }
 }

@@ -32,6 +32,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
@@ -421,6 +422,7 @@ fn split() -> Ranges {
         connections: 4,
         min_blob_bytes: 1 << 20,
         range_bytes: 256 << 10,
+        one_connection_time: Duration::ZERO,
     }
 }
 
@@ -442,6 +444,42 @@ async fn a_large_blob_comes_in_ranges_that_cross_the_wire_once() {
         server.sent_bytes(),
         (3 << 20) + image.manifest.len() + image.config.len()
     );
+}
+
+#[tokio::test]
+async fn a_slow_connection_is_helped_by_others() {
+    let image = TestImage::one_layer(3 << 20);
+    let last_asked_for = Arc::new(tokio::sync::Notify::new());
+    let asked = Arc::clone(&last_asked_for);
+    let server = Server::with_image(
+        &image,
+        on_layer(&image, move |seen, layer| {
+            let (first, last) = seen.range().unwrap();
+            let last = last.unwrap();
+            if last + 1 == layer.len() {
+                asked.notify_one();
+            }
+            (first == 0 && seen.nth == 0).then(|| {
+                Reply::new(206)
+                    .header("content-range", &format!("bytes {first}-{last}/{}", layer.len()))
+                    .body(&layer[first..=last])
+                    .manner(Manner::StallAt(70_000))
+            })
+        }),
+    )
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let ranges = Ranges {
+        one_connection_time: Duration::from_secs(2),
+        ..split()
+    };
+    let client = oci_fetch::Client::new(server.config(cache.path()).with_ranges(ranges)).unwrap();
+    let found = resolve(&client, &server.source("app:1")).await.unwrap();
+    let blob = client.open_layer(&found, 0).await.unwrap();
+    // Were there one connection, it would stand still before this one.
+    last_asked_for.notified().await;
+    server.cut_stalled();
+    assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
 }
 
 #[tokio::test]

@@ -159,6 +159,7 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize) {
         connections,
         min_blob_bytes: 1,
         range_bytes: RANGE as u64,
+        one_connection_time: std::time::Duration::ZERO,
     };
     let config = quick(server.config(cache.path()))
         .with_timeouts(oci_fetch::Timeouts {

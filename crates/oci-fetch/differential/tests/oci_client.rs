@@ -37,6 +37,7 @@ async fn ours(address: &str, name: &str, context: &PullContext) -> Option<Pulled
             connections: 4,
             min_blob_bytes: 1 << 20,
             range_bytes: 512 << 10,
+            one_connection_time: std::time::Duration::ZERO,
         });
     let client = Client::new(config).unwrap();
     let source = format!("{address}/{name}").parse().unwrap();

@@ -4,8 +4,10 @@
 //! whole, when it fails for good, or when the last [`Download`] is dropped.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -19,6 +21,7 @@ use crate::blob::shares::{MIN_SHARE_BYTES, Shares};
 use crate::blob::writer::{Message, Writer};
 use crate::blob::{Phase, Progress, given_up};
 use crate::cache::Cache;
+use crate::config::Ranges;
 use crate::digest::Digest;
 use crate::error::{FetchError, FetchErrorKind};
 use crate::net::gate::{Gate, Permit};
@@ -28,7 +31,7 @@ use crate::net::slots::Traffic;
 use crate::registry::{Ask, Session};
 
 /// Chunks on their way to the writer. A chunk is at most as large as the HTTP client's read buffer, some hundred KiB.
-const CHUNKS_IN_FLIGHT: usize = 4;
+const CHUNKS_IN_FLIGHT: usize = 2;
 
 /// A body that yields less than this before it breaks counts as a failed attempt, or a server that sends one byte per
 /// connection would be asked for ever.
@@ -39,6 +42,12 @@ const MIN_WINDOW_BYTES: u64 = 4 * 1024;
 
 /// What a download may cost beyond twice its size, for restarts without ranges.
 const WASTE_BYTES: u64 = 4 << 20;
+
+/// The most that one connection is asked for at once while it is the only one.
+const MAX_LONE_RANGE_BYTES: u64 = 128 << 20;
+
+/// How often it is looked at how fast the one connection is.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A running download; dropped with its last [`Download`].
 pub(crate) struct Job {
@@ -279,16 +288,16 @@ impl Fetcher {
         }
         let session = self.accesses.first().ok_or_else(given_up)?;
         let ranges = session.transport.config().ranges;
-        let range_bytes = ranges.range_bytes.max(MIN_PROGRESS_BYTES);
+        let ranges = Ranges {
+            range_bytes: ranges.range_bytes.max(MIN_PROGRESS_BYTES),
+            ..ranges
+        };
         drop(session);
         let is_split = ranges.connections > 1
             && self.size_bytes >= ranges.min_blob_bytes
-            && self.size_bytes - position > range_bytes;
+            && self.size_bytes - position > ranges.range_bytes;
         if is_split {
-            match self
-                .fetch_split(position, range_bytes, ranges.connections, sender)
-                .await
-            {
+            match self.fetch_split(position, ranges, sender).await {
                 Ok(()) => return Ok(()),
                 Err(RangeFailure::Failed(error)) => return Err(error),
                 Err(RangeFailure::Unusable) => {}
@@ -337,13 +346,13 @@ impl Fetcher {
     }
 
     /// Fetches the rest in ranges over several connections, if a first range shows that the server can do that.
-    async fn fetch_split(
-        &self,
-        start: u64,
-        range_bytes: u64,
-        connections: usize,
-        sender: &Sender,
-    ) -> Result<(), RangeFailure> {
+    async fn fetch_split(&self, start: u64, ranges: Ranges, sender: &Sender) -> Result<(), RangeFailure> {
+        let Ranges {
+            connections,
+            range_bytes,
+            one_connection_time,
+            ..
+        } = ranges;
         let first_end = (start + range_bytes).min(self.size_bytes);
         let mut attempts = self.attempts()?;
         let first = match self.open(Some((start, first_end)), &mut attempts).await? {
@@ -369,13 +378,37 @@ impl Fetcher {
                 self.fetch_range(from, to, stream.take(), sender).await?;
             }
         };
-        let smallest = range_bytes.min(MIN_SHARE_BYTES);
-        let others = usize::try_from((self.size_bytes - first_end).div_ceil(smallest)).unwrap_or(usize::MAX);
-        let mut workers = vec![worker(Some((start, first_end)), Some(first))];
-        for _ in 1..connections.min(others.saturating_add(1)) {
-            workers.push(worker(None, None));
+        let mut one = pin!(worker(Some((start, first_end)), Some(first)));
+        tokio::select! {
+            biased;
+            // It has had all of them.
+            ended = &mut one => return ended,
+            () = self.until_slow(one_connection_time, &shares) => {}
         }
-        futures_util::future::try_join_all(workers).await.map(drop)
+        let smallest = range_bytes.min(MIN_SHARE_BYTES);
+        let others = usize::try_from(shares.left_bytes().div_ceil(smallest)).unwrap_or(usize::MAX);
+        let further = (1..connections.min(others.saturating_add(1))).map(|_| worker(None, None));
+        let further = futures_util::future::try_join_all(further);
+        futures_util::future::try_join(one, further).await.map(drop)
+    }
+
+    /// Waits until it is seen that the rest takes one connection too long.
+    async fn until_slow(&self, limit: Duration, shares: &Shares) {
+        if limit.is_zero() {
+            return shares.share();
+        }
+        let started = Instant::now();
+        let before = self.received_bytes.load(Ordering::Relaxed);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let received = self.received_bytes.load(Ordering::Relaxed) - before;
+            let could = u128::from(received) * limit.as_millis();
+            if could < u128::from(shares.left_bytes()) * started.elapsed().as_millis() {
+                return shares.share();
+            }
+            // Not all at once: if the line becomes slow, there is to be something left to share.
+            shares.lengthen(shares.left_bytes().div_ceil(2).min(MAX_LONE_RANGE_BYTES));
+        }
     }
 
     async fn fetch_range(

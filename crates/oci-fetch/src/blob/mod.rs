@@ -220,15 +220,20 @@ impl Blob {
             })?
     }
 
+    /// Whether bytes of it are still to come over the network.
+    pub(crate) fn is_on_its_way(&self) -> bool {
+        self.shared.download.is_some() && !matches!(*self.shared.progress.phase.borrow(), Phase::Verified)
+    }
+
     /// Opens the file that holds the blob if all of it is at hand: in the cache, or in a local file. A read-only descriptor
-    /// with a position of its own, at which the blob begins. `None` for a blob that is, or was, downloaded for this caller, and
-    /// for one inside an archive: both have a [`reader`](Self::reader).
+    /// with a position of its own, at which the blob begins. `None` for a blob of which bytes are still on their way, and for one
+    /// inside an archive: both have a [`reader`](Self::reader).
     ///
     /// Whether the bytes are right may not be known yet. As with a reader, what was made from them before
     /// [`verified`](Self::verified) must be thrown away if the proof cannot be had; and no more than
     /// [`size_bytes`](Self::size_bytes) of the file are the blob, should somebody write to it.
     pub async fn file_at_hand(&self) -> Option<File> {
-        if self.shared.download.is_some() {
+        if self.is_on_its_way() || self.shared.refusal().is_some() {
             return None;
         }
         let blob = self.shared.progress.file.get().cloned()?;

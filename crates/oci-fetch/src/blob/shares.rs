@@ -12,6 +12,8 @@ pub(super) struct Shares {
     size_bytes: u64,
     /// The largest range.
     range_bytes: u64,
+    /// The largest range while one connection has all of them; 0 once there are several.
+    lone_range_bytes: AtomicU64,
     connections: u64,
 }
 
@@ -22,16 +24,41 @@ impl Shares {
             next: AtomicU64::new(next),
             size_bytes,
             range_bytes,
+            lone_range_bytes: AtomicU64::new(range_bytes),
             connections: u64::try_from(connections).unwrap_or(u64::MAX).max(1),
         }
     }
 
+    /// Bytes that nobody has asked for yet.
+    pub(super) fn left_bytes(&self) -> u64 {
+        self.size_bytes.saturating_sub(self.next.load(Ordering::Relaxed))
+    }
+
+    /// Lets the one connection there is ask for so many bytes at once, if that is more than a range has; each request is a
+    /// round trip in which nothing comes in.
+    pub(super) fn lengthen(&self, bytes: u64) {
+        self.lone_range_bytes
+            .store(bytes.max(self.range_bytes), Ordering::Relaxed);
+    }
+
+    /// From now on the rest is shared out.
+    pub(super) fn share(&self) {
+        self.lone_range_bytes.store(0, Ordering::Relaxed);
+    }
+
     /// The next range, without the byte at its end; `None` when all are taken.
     pub(super) fn take(&self) -> Option<(u64, u64)> {
+        let lone = self.lone_range_bytes.load(Ordering::Relaxed);
         let end = |from: u64| {
             let left = self.size_bytes.checked_sub(from).filter(|left| *left > 0)?;
-            let fair = left.div_ceil(self.connections).max(MIN_SHARE_BYTES);
-            Some(from + fair.min(self.range_bytes).min(left))
+            let length = match lone {
+                0 => left
+                    .div_ceil(self.connections)
+                    .max(MIN_SHARE_BYTES)
+                    .min(self.range_bytes),
+                lone => lone,
+            };
+            Some(from + length.min(left))
         };
         let from = self
             .next
@@ -64,6 +91,7 @@ mod tests {
             ),
         ] {
             let shares = Shares::new(0, size_mib * MIB, range_mib * MIB, connections);
+            shares.share();
             let ranges: Vec<(u64, u64)> = std::iter::from_fn(|| shares.take()).take(100).collect();
             let mut position = 0;
             for (from, to) in &ranges {
@@ -74,5 +102,20 @@ mod tests {
             let sizes: Vec<u64> = ranges.iter().map(|(from, to)| (to - from) / MIB).collect();
             assert_eq!(sizes, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn one_connection_takes_longer_ranges_until_there_are_several() {
+        let shares = Shares::new(0, 200 * MIB, 16 * MIB, 4);
+        let mut ranges = vec![shares.take()];
+        shares.lengthen(MIB);
+        ranges.push(shares.take());
+        shares.lengthen(64 * MIB);
+        ranges.push(shares.take());
+        assert_eq!(shares.left_bytes(), 104 * MIB);
+        shares.share();
+        ranges.push(shares.take());
+        let ends: Vec<u64> = ranges.iter().map(|range| range.unwrap().1 / MIB).collect();
+        assert_eq!(ends, [16, 32, 96, 112]);
     }
 }

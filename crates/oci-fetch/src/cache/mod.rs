@@ -151,6 +151,11 @@ impl Cache {
         Ok(())
     }
 
+    /// Whether the whole blob is there at this moment. Blocking.
+    pub(crate) fn contains(&self, digest: &Digest) -> bool {
+        self.path(digest).exists()
+    }
+
     /// The whole blob, leased, if it is there. Blocking.
     pub(crate) fn find(self: &Arc<Self>, digest: &Digest) -> io::Result<Option<Found>> {
         let lease = self.lease(digest);
