@@ -224,6 +224,12 @@ impl PackCache {
         mutex.lock_owned().await
     }
 
+    /// Whether there is an entry for `blob` that the holder of `grant` may use; a [`lookup`](Self::lookup) may still find it
+    /// damaged. Blocks.
+    pub(crate) fn has(&self, blob: &str, grant: &Grant) -> bool {
+        self.inner.max_bytes.is_some() && self.inner.directory(blob).join(grant.file_name()).exists()
+    }
+
     /// Looks for a layer file made of `blob` (`sha256:…`) and checks it. Blocks.
     pub(crate) fn lookup(&self, blob: &str, grant: &Grant) -> io::Result<Lookup> {
         if self.inner.max_bytes.is_none() {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{Work, blocking, fetch, own::counted, progress::megabytes, stop::Reason};
+use super::{Work, ahead, blocking, fetch, own::counted, progress::megabytes, stop::Reason};
 use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
@@ -93,9 +93,14 @@ struct Indexed {
 pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildError> {
     let n_layers = work.image.layers.len();
     let in_parallel = work.config.layers_in_parallel.max(1);
-    // The largest first: one that is begun last keeps one processor busy when the others have nothing left to do.
+    ahead::begin(work).await?;
+    // What is at hand first. Of those the largest first: one that is begun last keeps one processor busy when the others
+    // have nothing left to do.
     let mut order: Vec<usize> = (0..n_layers).collect();
-    order.sort_by_key(|&layer_idx| Reverse(work.image.layers[layer_idx].size_bytes));
+    order.sort_by_cached_key(|&layer_idx| {
+        let layer = &work.image.layers[layer_idx];
+        (work.ahead.contains(layer_idx), Reverse(layer.size_bytes))
+    });
     let mut results = futures_util::stream::iter(order)
         .map(|layer_idx| {
             let span = tracing::info_span!("layer", layer.index = layer_idx);
@@ -146,7 +151,10 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
     };
     match lookup.map_err(|error| BuildError::from_io("read the pack cache", error))? {
         Lookup::Granted(file) => {
-            work.progress.skip(layer.size_bytes);
+            // Begun before somebody else had made it: what came in is counted already.
+            if work.ahead.take(layer_idx).is_none() {
+                work.progress.skip(layer.size_bytes);
+            }
             reuse(work, layer, &name, file).await
         }
         Lookup::Ungranted(file) => {
@@ -186,6 +194,9 @@ pub(super) fn entry_name(work: &Work<'_>, layer: &LayerDescriptor) -> String {
 }
 
 async fn open(work: &Work<'_>, layer_idx: usize) -> Result<Blob, BuildError> {
+    if let Some(blob) = work.ahead.take(layer_idx) {
+        return Ok(blob);
+    }
     let opening = work.config.fetch.open_layer(work.image, layer_idx);
     let blob = work
         .stop

@@ -1,7 +1,7 @@
 //! One build: reference in, published image out. The daemon and `builderd build` both run this.
 //!
 //! ```text
-//! resolve ─ plan ─ layers, several at a time: cached layer file, or pull ═> index worker ─ verified
+//! resolve ─ plan ─ pull all ─ layers, several at a time: cached layer file, or ═> index worker ─ verified
 //!                                                                              │
 //!                             publish <─ checksum <─ assemble worker <─ shape <┤
 //!                                    `───── copy of the same image, if there is one ┘
@@ -12,6 +12,7 @@
 //! workers are dead and its temporary files gone when [`run`] returns. When its future is dropped, the workers are
 //! killed and the files removed too, but nobody waits for it.
 
+mod ahead;
 mod assemble;
 mod contents;
 mod direct;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::publish::UNFINISHED_MARK;
 pub use self::publish::{machine_path, metadata_path, sidecar_paths};
 use self::{
+    ahead::Ahead,
     layers::Sums,
     progress::{Progress, megabytes},
     publish::Draft,
@@ -77,7 +79,8 @@ pub struct PipelineConfig {
     pub guest_architecture: String,
     /// Which writer makes the image.
     pub backend: Backend,
-    /// Layers that one build pulls and indexes at the same time, at least 1.
+    /// Layers that one build indexes at the same time, at least 1. All are pulled at the same time, as far as the registry
+    /// client's own limits let them.
     pub layers_in_parallel: usize,
     /// Whether an image and its metadata that are at the output already are replaced. Nothing but regular files ever
     /// is.
@@ -131,6 +134,7 @@ struct Work<'a> {
     progress: &'a Progress,
     stop: &'a Stop,
     sums: Sums,
+    ahead: Ahead,
     usage: &'a Mutex<Usage>,
 }
 
@@ -302,6 +306,7 @@ async fn build(
         progress,
         stop,
         sums: Sums::default(),
+        ahead: Ahead::default(),
         usage,
     };
     plan(&work, compressed_bytes)?;
