@@ -268,23 +268,19 @@ impl Client {
         }
     }
 
-    /// Begins to download a layer ahead of its use, if there is anything to download: `None` when all bytes are at hand. Costs nothing that [`open_layer`](Self::open_layer) would not, and takes nothing away from it.
+    /// Whether the bytes of a layer are on this machine, in the cache or in a local file. Opening it then begins no download,
+    /// unless the cache has them from another registry only. Asks nobody.
     ///
     /// # Errors
-    /// As for `open_layer`.
-    pub async fn begin_layer(&self, image: &Image, layer: usize) -> Result<Option<Blob>, FetchError> {
-        let descriptor = self.descriptor(image, layer)?;
-        let Origin::Registry { sessions, deadline } = &image.access.origin else {
-            return Ok(None);
-        };
-        let cache = Arc::clone(&self.shared.cache);
-        let digest = descriptor.digest.clone();
-        if blocking(move || cache.contains(&digest)).await? {
-            return Ok(None);
+    /// `InvalidInput` for an index that the image does not have; `Limit` when the image is too large for this client;
+    /// `Io` when the runtime is shutting down.
+    pub async fn is_at_hand(&self, image: &Image, layer: usize) -> Result<bool, FetchError> {
+        let digest = self.descriptor(image, layer)?.digest.clone();
+        if matches!(image.access.origin, Origin::Local(_)) {
+            return Ok(true);
         }
-        let opening = self.open_remote(sessions, descriptor, *deadline);
-        let blob = deadline.bound(opening).await?;
-        Ok(Some(blob).filter(Blob::is_on_its_way))
+        let cache = Arc::clone(&self.shared.cache);
+        blocking(move || cache.contains(&digest)).await
     }
 
     /// The layer's descriptor, of an image that is not too large for this client.
@@ -326,8 +322,15 @@ impl Client {
         loop {
             let lease = shared.cache.lease(&layer.digest);
             if let Some(job) = shared.running_job(&key) {
-                if is_proven || job.is_joinable_from(&source) {
-                    let download = job.join(sessions, is_proven);
+                let download = if job.is_joinable_from(&source) || (is_proven && job.is_proven()) {
+                    Some(job.join(sessions, is_proven))
+                } else if is_proven {
+                    // Whoever runs that job may have no right to the bytes, and must not get them by this caller's.
+                    Some(shared.start_job_beside(&key, sessions))
+                } else {
+                    None
+                };
+                if let Some(download) = download {
                     return Ok(Blob::downloading(
                         layer.digest.clone(),
                         layer.size_bytes,
@@ -459,15 +462,30 @@ impl Shared {
             return None;
         }
         jobs.retain(|_, job| job.strong_count() > 0);
-        let download = Job::start(
+        let download = self.job(key, sessions);
+        jobs.insert(key.clone(), Arc::downgrade(download.job()));
+        Some(download)
+    }
+
+    /// Takes the place of the one that runs, which goes on for those who have it. The party has shown its right.
+    fn start_job_beside(&self, key: &JobKey, sessions: &[Arc<Session>]) -> Download {
+        let download = self.job(key, sessions);
+        if let Some(session) = sessions.first() {
+            download.job().prove(session);
+        }
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.insert(key.clone(), Arc::downgrade(download.job()));
+        download
+    }
+
+    fn job(&self, key: &JobKey, sessions: &[Arc<Session>]) -> Download {
+        Job::start(
             Arc::clone(&self.cache),
             Arc::clone(&self.running_jobs),
             sessions,
             key.digest.clone(),
             key.size_bytes,
-        );
-        jobs.insert(key.clone(), Arc::downgrade(download.job()));
-        Some(download)
+        )
     }
 }
 

@@ -114,10 +114,10 @@ pub struct Ranges {
     pub connections: usize,
     /// Blobs smaller than this come over one connection. Default 32 MiB.
     pub min_blob_bytes: u64,
-    /// The size of one range. Default 16 MiB.
+    /// The size of one range; a connection that is the only one takes longer ones. Default 16 MiB.
     pub range_bytes: u64,
-    /// A blob whose rest one connection brings within this time, at the rate it has had so far, stays with it; zero splits
-    /// every blob. Default 2 s.
+    /// A blob stays with its first connection as long as that would bring what nobody has asked for yet within this time, at
+    /// the rate it has had so far; then the others begin, too. Zero splits every blob. Default 2 s.
     ///
     /// Where the machine or the line is the limit several connections bring a blob no sooner: what comes out of order has to
     /// be read back to be hashed, and each range is a request.

@@ -473,11 +473,17 @@ async fn a_slow_connection_is_helped_by_others() {
         one_connection_time: Duration::from_secs(2),
         ..split()
     };
-    let client = oci_fetch::Client::new(server.config(cache.path()).with_ranges(ranges)).unwrap();
+    // Were there one connection, it would stand still for an hour.
+    let timeouts = oci_fetch::Timeouts {
+        no_progress: Duration::from_secs(3600),
+        ..oci_fetch::Timeouts::default()
+    };
+    let config = server.config(cache.path()).with_ranges(ranges);
+    let client = oci_fetch::Client::new(config.with_timeouts(timeouts)).unwrap();
     let found = resolve(&client, &server.source("app:1")).await.unwrap();
     let blob = client.open_layer(&found, 0).await.unwrap();
-    // Were there one connection, it would stand still before this one.
-    last_asked_for.notified().await;
+    let asked = tokio::time::timeout(LIMIT, last_asked_for.notified()).await;
+    asked.expect("the others ask for the rest");
     server.cut_stalled();
     assert_eq!(read(&blob).await.unwrap().0, image.layers[0]);
 }

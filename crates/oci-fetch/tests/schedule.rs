@@ -139,7 +139,7 @@ fn is_a_fault_of_the_server(kind: &FetchErrorKind) -> bool {
     )
 }
 
-async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize) {
+async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_connection_time: Duration) {
     // One layer more than there are slots: a slot that somebody keeps is missed.
     let layers: Vec<_> = (0..=slots as u64).map(|seed| noise(LENGTH, seed)).collect();
     let image = TestImage::new(&layers);
@@ -159,7 +159,7 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize) {
         connections,
         min_blob_bytes: 1,
         range_bytes: RANGE as u64,
-        one_connection_time: std::time::Duration::ZERO,
+        one_connection_time,
     };
     let config = quick(server.config(cache.path()))
         .with_timeouts(oci_fetch::Timeouts {
@@ -203,8 +203,9 @@ proptest! {
         faults in proptest::collection::vec(fault(), 0..12),
         slots in 1usize..=3,
         connections in prop_oneof![Just(1usize), Just(3)],
+        one_connection_seconds in prop_oneof![Just(0), Just(3600)],
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(ends_well(faults, slots, connections));
+        runtime.block_on(ends_well(faults, slots, connections, Duration::from_secs(one_connection_seconds)));
     }
 }

@@ -43,8 +43,8 @@ const MIN_WINDOW_BYTES: u64 = 4 * 1024;
 /// What a download may cost beyond twice its size, for restarts without ranges.
 const WASTE_BYTES: u64 = 4 << 20;
 
-/// The most that one connection is asked for at once while it is the only one.
-const MAX_LONE_RANGE_BYTES: u64 = 128 << 20;
+/// One connection that is the only one is asked at once for what it brings in this time.
+const LONE_RANGE_TIME: Duration = Duration::from_millis(500);
 
 /// How often it is looked at how fast the one connection is.
 const LOOK: Duration = Duration::from_millis(50);
@@ -115,6 +115,16 @@ impl Job {
     /// be in it, or somebody is just finding out.
     pub(crate) fn is_joinable_from(&self, source: &str) -> bool {
         self.accesses.is_proven(source) || self.accesses.is_asking(source)
+    }
+
+    /// Whether the registry has answered for the blob to one of the parties.
+    pub(crate) fn is_proven(&self) -> bool {
+        !self.accesses.proven().is_empty()
+    }
+
+    /// The registry has shown the blob in this session's repository.
+    pub(crate) fn prove(&self, session: &Session) {
+        self.accesses.prove(session);
     }
 
     /// Whether it is worth joining.
@@ -234,6 +244,17 @@ fn is_worth_resuming(error: &FetchError) -> bool {
             | FetchErrorKind::Unauthorized
             | FetchErrorKind::Denied
     )
+}
+
+/// Whether `left` bytes take longer than `limit` at the rate at which `received` bytes came in `elapsed`.
+fn is_slow(received: u64, elapsed: Duration, left: u64, limit: Duration) -> bool {
+    rate(received, elapsed, limit) < left
+}
+
+/// The bytes that come in `time` when `received` came in `elapsed`.
+fn rate(received: u64, elapsed: Duration, time: Duration) -> u64 {
+    let bytes = u128::from(received).saturating_mul(time.as_millis()) / elapsed.as_millis().max(1);
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// The network's side of a job.
@@ -402,12 +423,12 @@ impl Fetcher {
         loop {
             tokio::time::sleep(LOOK).await;
             let received = self.received_bytes.load(Ordering::Relaxed) - before;
-            let could = u128::from(received) * limit.as_millis();
-            if could < u128::from(shares.left_bytes()) * started.elapsed().as_millis() {
+            let (elapsed, left) = (started.elapsed(), shares.left_bytes());
+            if is_slow(received, elapsed, left, limit) {
                 return shares.share();
             }
-            // Not all at once: if the line becomes slow, there is to be something left to share.
-            shares.lengthen(shares.left_bytes().div_ceil(2).min(MAX_LONE_RANGE_BYTES));
+            // What it brings in half a second, and not all: should the line become slow, there is something left to share.
+            shares.lengthen(rate(received, elapsed, LONE_RANGE_TIME).min(left.div_ceil(2)));
         }
     }
 
@@ -606,5 +627,32 @@ impl Fetcher {
 impl From<FetchError> for RangeFailure {
     fn from(error: FetchError) -> Self {
         Self::Failed(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_slow_when_the_rest_takes_it_longer_than_the_limit() {
+        const MIB: u64 = 1 << 20;
+        for (name, received_mib, milliseconds, left_mib, limit_seconds, expected) in [
+            ("700 MB/s", 35, 50, 200, 2, false),
+            ("50 MB/s", 3, 50, 230, 2, true),
+            ("50 MB/s near the end", 130, 2_600, 90, 2, false),
+            ("nothing yet", 0, 50, 1, 2, true),
+            ("nothing left", 0, 50, 0, 2, false),
+            ("no time at all", 1, 0, 1, 2, false),
+            ("always", 1_000, 50, 1, 0, true),
+        ] {
+            let (elapsed, limit) = (
+                Duration::from_millis(milliseconds),
+                Duration::from_secs(limit_seconds),
+            );
+            let found = is_slow(received_mib * MIB, elapsed, left_mib * MIB, limit);
+            assert_eq!(found, expected, "{name}");
+        }
+        assert_eq!(rate(u64::MAX, Duration::ZERO, Duration::MAX), u64::MAX);
     }
 }
