@@ -27,7 +27,7 @@ use crate::{
     shape::{AddedContent, Shape, identity},
     worker::{
         AssembleJob, Control, Edit, EditContent, HashTree, ImageRequest, Job, LayerInput, MAX_DESCRIPTOR,
-        Session, WorkerEvent, read_copies,
+        Session, WorkerEvent, WorkerLimits, read_copies,
     },
 };
 
@@ -147,8 +147,8 @@ pub(super) async fn write(
         let parent = work.config.staging_directory.clone();
         let file = blocking(move || tempfile::tempfile_in(parent)).await?;
         let file = file.map_err(|error| BuildError::from_io("make a scratch file", error))?;
-        descriptors.push((file.into(), SCRATCH));
-        Some(SCRATCH)
+        descriptors.push((file.try_clone().map_err(starting)?.into(), SCRATCH));
+        Some(file)
     } else {
         None
     };
@@ -156,7 +156,7 @@ pub(super) async fn write(
         layers: inputs,
         mode: target.layer_mode,
         optimization: shape.optimization.clone(),
-        scratch,
+        scratch: scratch.as_ref().map(|_| SCRATCH),
         edits,
         init_candidates: shape.init_candidates(),
         image: ImageRequest {
@@ -181,11 +181,15 @@ pub(super) async fn write(
         name.to_owned(),
         job,
         descriptors,
-        work.worker_limits(),
+        WorkerLimits {
+            file_size_bytes: work.config.limits.max_image_bytes,
+            ..work.worker_limits()
+        },
     )
     .await?;
 
-    let talk = work.stop.unless(converse(work, &mut session, output)).await;
+    let files: Vec<&File> = std::iter::once(output).chain(&scratch).collect();
+    let talk = work.stop.unless(converse(work, &mut session, &files)).await;
     if talk.is_err() {
         session.kill();
     }
@@ -213,6 +217,13 @@ pub(super) async fn write(
         return Err(garbage(format!(
             "the image has {} bytes, the worker says {size_bytes}",
             found.len()
+        )));
+    }
+    if let Some(limit) = work.config.limits.max_image_bytes
+        && size_bytes > limit
+    {
+        return Err(garbage(format!(
+            "the image has {size_bytes} bytes, {limit} were allowed"
         )));
     }
     let verity = told.verity;
@@ -309,7 +320,7 @@ fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec
 }
 
 /// Listens to the worker until it says nothing more.
-async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Result<Told, BuildError> {
+async fn converse(work: &Work<'_>, session: &mut Session, files: &[&File]) -> Result<Told, BuildError> {
     // Every layer was verified before this worker was started.
     session.tell(Control::Verified).await;
     let mut interval = tokio::time::interval(INTERVAL);
@@ -342,9 +353,13 @@ async fn converse(work: &Work<'_>, session: &mut Session, output: &File) -> Resu
                 None => return Ok(told),
             },
             _ = interval.tick() => {
-                if let Ok(metadata) = output.metadata() {
-                    work.progress.set_done(metadata.blocks() * 512);
+                let blocks = |file: &&File| file.metadata().map_or(0, |metadata| metadata.blocks());
+                if let Some(output) = files.first() {
+                    work.progress.set_done(blocks(output).saturating_mul(512));
                 }
+                // The worker compares what it has planned with the limits; nobody else's word is taken for it.
+                let blocks: u64 = files.iter().map(blocks).sum();
+                work.check_image(blocks.saturating_mul(512))?;
             }
         }
     }

@@ -2,15 +2,18 @@
 
 use std::{
     cmp::Reverse,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, BufReader, Read},
-    os::{fd::OwnedFd, unix::fs::FileExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use oci_fetch::{Blob, LayerDescriptor};
 use rootfs::layer::{LayerIndex, LayerLimits};
 use tokio::{
@@ -20,7 +23,14 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{Work, ahead, blocking, fetch, own::counted, progress::megabytes, stop::Reason};
+use super::{
+    Work, ahead,
+    ahead::{Download, LAYERS_AHEAD},
+    blocking, fetch,
+    own::counted,
+    progress::megabytes,
+    stop::Reason,
+};
 use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
@@ -49,6 +59,9 @@ const OUTPUT: i32 = 4;
 #[derive(Debug, Default)]
 pub(super) struct Sums {
     pub(super) uncompressed_bytes: AtomicU64,
+    /// The same for the limit of the disk: of each layer what it says or what its file takes, whichever is more. A layer of
+    /// small files takes more, and what a worker says is only what it says.
+    pub(super) disk_bytes: AtomicU64,
     pub(super) pulled_bytes: AtomicU64,
     /// Of layer files that are being written at this moment.
     unfinished_bytes: AtomicU64,
@@ -93,14 +106,20 @@ struct Indexed {
 pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildError> {
     let n_layers = work.image.layers.len();
     let in_parallel = work.config.layers_in_parallel.max(1);
-    ahead::begin(work).await?;
-    // What is at hand first. Of those the largest first: one that is begun last keeps one processor busy when the others
-    // have nothing left to do.
-    let mut order: Vec<usize> = (0..n_layers).collect();
-    order.sort_by_cached_key(|&layer_idx| {
-        let layer = &work.image.layers[layer_idx];
-        (work.ahead.contains(layer_idx), Reverse(layer.size_bytes))
+    // What is at hand first, of that and of the rest the largest first: one that is begun last keeps one processor busy
+    // when the others have nothing left to do.
+    let mut order = Vec::with_capacity(n_layers);
+    for (layer_idx, layer) in work.image.layers.iter().enumerate() {
+        let is_absent = !ahead::is_at_hand(work, layer_idx).await?;
+        order.push((is_absent, Reverse(layer.size_bytes), layer_idx));
+    }
+    order.sort_unstable();
+    let order: Vec<usize> = order.into_iter().map(|(_, _, layer_idx)| layer_idx).collect();
+    let mut before_their_turn = order.clone().into_iter().skip(in_parallel).map(|layer_idx| {
+        let span = tracing::info_span!("layer", layer.index = layer_idx);
+        ahead::begin(work, layer_idx).instrument(span)
     });
+    let mut beginning: FuturesUnordered<_> = before_their_turn.by_ref().take(LAYERS_AHEAD).collect();
     let mut results = futures_util::stream::iter(order)
         .map(|layer_idx| {
             let span = tracing::info_span!("layer", layer.index = layer_idx);
@@ -109,7 +128,13 @@ pub(super) async fn collect(work: &Work<'_>) -> Result<Vec<LayerFile>, BuildErro
         .buffer_unordered(in_parallel);
     let mut files: Vec<Option<LayerFile>> = (0..n_layers).map(|_| None).collect();
     let mut first_error = None;
-    while let Some((layer_idx, result)) = results.next().await {
+    loop {
+        let ended = tokio::select! {
+            ended = results.next() => ended,
+            Some(()) = beginning.next() => continue,
+        };
+        let Some((layer_idx, result)) = ended else { break };
+        beginning.extend(before_their_turn.next());
         match result {
             Ok(file) => files[layer_idx] = Some(file),
             Err(error) => {
@@ -152,7 +177,7 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
     match lookup.map_err(|error| BuildError::from_io("read the pack cache", error))? {
         Lookup::Granted(file) => {
             // Begun before somebody else had made it: what came in is counted already.
-            if work.ahead.take(layer_idx).is_none() {
+            if !work.ahead.give_up(layer_idx).await {
                 work.progress.skip(layer.size_bytes);
             }
             reuse(work, layer, &name, file).await
@@ -160,7 +185,7 @@ async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError>
         Lookup::Ungranted(file) => {
             // The same bytes were indexed before, for somebody else. This build has to come by them on its own; where
             // they are here already, oci-fetch decides whether it has a right to them.
-            let blob = open(work, layer_idx).await?;
+            let blob = ahead::open(work, layer_idx).await?.blob;
             let verified = async { blob.verified().await.map_err(|error| fetch::explain(&error)) };
             work.stop.unless(verified).await?;
             count_pulled(work, layer, &blob);
@@ -191,19 +216,6 @@ pub(super) fn entry_name(work: &Work<'_>, layer: &LayerDescriptor) -> String {
     } else {
         layer.digest.to_string()
     }
-}
-
-async fn open(work: &Work<'_>, layer_idx: usize) -> Result<Blob, BuildError> {
-    if let Some(blob) = work.ahead.take(layer_idx) {
-        return Ok(blob);
-    }
-    let opening = work.config.fetch.open_layer(work.image, layer_idx);
-    let blob = work
-        .stop
-        .unless(async { opening.await.map_err(|error| fetch::explain(&error)) })
-        .await?;
-    work.progress.follow(&blob);
-    Ok(blob)
 }
 
 fn count_pulled(work: &Work<'_>, layer: &LayerDescriptor, blob: &Blob) {
@@ -253,12 +265,12 @@ async fn make(
     alone: OwnedMutexGuard<()>,
 ) -> Result<LayerFile, BuildError> {
     let layer = &work.image.layers[layer_idx];
-    let blob = open(work, layer_idx).await?;
+    let Download { blob, begun } = ahead::open(work, layer_idx).await?;
     let writing = |error: io::Error| BuildError::from_io(&format!("write the pack of {name}"), error);
     let cache = work.config.packs.clone();
     let unfinished = blocking(move || cache.begin()).await?.map_err(writing)?;
 
-    let indexed = index(work, layer, name, &blob, &unfinished).await?;
+    let indexed = index(work, layer, name, &blob, begun, &unfinished).await?;
     count_pulled(work, layer, &blob);
 
     let limits = index_limits(work);
@@ -329,11 +341,14 @@ fn accept(
             ),
         ));
     }
-    let before = work
-        .sums
+    work.sums
         .uncompressed_bytes
         .fetch_add(record.uncompressed_bytes, Ordering::Relaxed);
-    work.check_disk(before + record.uncompressed_bytes, "the layers, uncompressed")
+    let bytes = record
+        .uncompressed_bytes
+        .max(record.pack_bytes.saturating_add(record.index_bytes));
+    let before = work.sums.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
+    work.check_disk(before.saturating_add(bytes), "the layers, uncompressed")
 }
 
 fn index_limits(work: &Work<'_>) -> LayerLimits {
@@ -358,6 +373,7 @@ async fn index(
     layer: &LayerDescriptor,
     name: &str,
     blob: &Blob,
+    begun: Instant,
     unfinished: &Unfinished,
 ) -> Result<Indexed, BuildError> {
     let starting = |error: io::Error| BuildError::internal("start a worker", error);
@@ -377,7 +393,7 @@ async fn index(
     let mut limits = index_limits(work);
     if let Some(max_disk_bytes) = work.config.limits.max_disk_bytes {
         // What other layers have taken is gone.
-        let finished = work.sums.uncompressed_bytes.load(Ordering::Relaxed);
+        let finished = work.sums.disk_bytes.load(Ordering::Relaxed);
         limits.max_output_bytes = limits
             .max_output_bytes
             .min(max_disk_bytes.saturating_sub(finished));
@@ -405,7 +421,14 @@ async fn index(
 
     let talk = work
         .stop
-        .unless(converse(work, name, &mut session, blob, input, unfinished))
+        .unless(converse(
+            work,
+            name,
+            &mut session,
+            (blob, begun),
+            input,
+            unfinished,
+        ))
         .await;
     if talk.is_err() {
         session.kill();
@@ -436,10 +459,12 @@ async fn converse(
     work: &Work<'_>,
     name: &str,
     session: &mut Session,
-    blob: &Blob,
+    (blob, begun): (&Blob, Instant),
     input: Input,
     unfinished: &Unfinished,
 ) -> Result<Option<Indexed>, BuildError> {
+    // How long a download took that had ended before its turn is not known.
+    let began = matches!(input, Input::Pipe(_)).then_some(begun);
     let mut growing = Growing {
         sum: &work.sums.unfinished_bytes,
         bytes: 0,
@@ -447,14 +472,13 @@ async fn converse(
     let mut interval = tokio::time::interval(INTERVAL);
     let mut feeding = pin!(feed(work, blob, input));
     let mut is_feeding = true;
-    let started = Instant::now();
     let mut indexed = None;
     loop {
         tokio::select! {
             fed = &mut feeding, if is_feeding => {
                 is_feeding = false;
                 if fed? == Fed::Verified {
-                    report_pulled(work, name, blob, started.elapsed()).await;
+                    report_pulled(work, name, blob, began.map(|began| began.elapsed())).await;
                     work.progress.layer_pulled().await;
                     session.tell(Control::Verified).await;
                 }
@@ -473,9 +497,9 @@ async fn converse(
             // Each worker is held to the limit by itself; several together would exceed it before one is done.
             _ = interval.tick() => {
                 if let Ok(metadata) = unfinished.file().metadata() {
-                    growing.set(metadata.len());
+                    growing.set(taken(&metadata));
                 }
-                let finished = work.sums.uncompressed_bytes.load(Ordering::Relaxed);
+                let finished = work.sums.disk_bytes.load(Ordering::Relaxed);
                 let unfinished = work.sums.unfinished_bytes.load(Ordering::Relaxed);
                 work.check_disk(finished.saturating_add(unfinished), "the layers, uncompressed,")?;
             }
@@ -483,28 +507,32 @@ async fn converse(
     }
 }
 
+/// What a file takes of the disk, or will when its holes are filled.
+pub(super) fn taken(metadata: &Metadata) -> u64 {
+    // st_blocks counts 512 bytes each, whatever the file system; blocks behind a file's end are among them. stat(2).
+    metadata.len().max(metadata.blocks().saturating_mul(512))
+}
+
 /// A line for the log; a layer that was at hand was not pulled.
-async fn report_pulled(work: &Work<'_>, name: &str, blob: &Blob, elapsed: Duration) {
+async fn report_pulled(work: &Work<'_>, name: &str, blob: &Blob, elapsed: Option<Duration>) {
     if !blob.from_network() {
         return;
     }
     let bytes = blob.size_bytes();
+    let pulled = format!("Pulled {name}: {}", megabytes(bytes));
+    let digest = ("layer.digest", blob.digest().to_string());
+    let compressed = ("layer.compressed_bytes", bytes.to_string());
+    let (level, component) = (Level::Info, Component::Puller);
+    let Some(elapsed) = elapsed else {
+        let metadata = [digest, compressed];
+        return work.events().log_with(level, component, pulled, metadata).await;
+    };
     let millis = elapsed.as_millis().max(1);
     let rate = u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
-    let message = format!(
-        "Pulled {name}: {} in {:.1} s, {}/s",
-        megabytes(bytes),
-        elapsed.as_secs_f64(),
-        megabytes(rate)
-    );
-    let metadata = [
-        ("layer.digest", blob.digest().to_string()),
-        ("layer.compressed_bytes", bytes.to_string()),
-        ("layer.pull_ms", millis.to_string()),
-    ];
-    work.events()
-        .log_with(Level::Info, Component::Puller, message, metadata)
-        .await;
+    let seconds = elapsed.as_secs_f64();
+    let message = format!("{pulled} in {seconds:.1} s, {}/s", megabytes(rate));
+    let metadata = [digest, compressed, ("layer.pull_ms", millis.to_string())];
+    work.events().log_with(level, component, message, metadata).await;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! One build: reference in, published image out. The daemon and `builderd build` both run this.
 //!
 //! ```text
-//! resolve ─ plan ─ pull all ─ layers, several at a time: cached layer file, or ═> index worker ─ verified
+//! resolve ─ plan ─ layers, several at a time: cached layer file, or pull ═> index worker ─ verified
 //!                                                                              │
 //!                             publish <─ checksum <─ assemble worker <─ shape <┤
 //!                                    `───── copy of the same image, if there is one ┘
@@ -79,8 +79,7 @@ pub struct PipelineConfig {
     pub guest_architecture: String,
     /// Which writer makes the image.
     pub backend: Backend,
-    /// Layers that one build indexes at the same time, at least 1. All are pulled at the same time, as far as the registry
-    /// client's own limits let them.
+    /// Layers that one build indexes at the same time, at least 1. Some more are pulled meanwhile.
     pub layers_in_parallel: usize,
     /// Whether an image and its metadata that are at the output already are replaced. Nothing but regular files ever
     /// is.
@@ -175,7 +174,7 @@ impl Work<'_> {
 
     /// Whether layers and image together take no more of the disk than they may.
     fn check_image(&self, allocated_bytes: u64) -> Result<(), BuildError> {
-        let layers_bytes = self.sums.uncompressed_bytes.load(Ordering::Relaxed);
+        let layers_bytes = self.sums.disk_bytes.load(Ordering::Relaxed);
         self.check_disk(
             layers_bytes.saturating_add(allocated_bytes),
             "the layers, uncompressed, and the image",
@@ -306,7 +305,7 @@ async fn build(
         progress,
         stop,
         sums: Sums::default(),
-        ahead: Ahead::default(),
+        ahead: Ahead::new(n_layers),
         usage,
     };
     plan(&work, compressed_bytes)?;

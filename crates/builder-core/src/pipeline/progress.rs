@@ -177,6 +177,11 @@ impl Progress {
     /// How the pull is going while bytes come in; `None` when none do, or when that cannot be told yet.
     fn sample_pull(&self) -> Option<Pulling> {
         let sample = self.lock_pull().as_mut().map(PullProgress::sample)?;
+        if sample.arrived_bytes >= sample.total_bytes {
+            // Before the last layer's turn, maybe.
+            let elapsed = self.elapsed();
+            self.lock().times.pulled.get_or_insert(elapsed);
+        }
         let left = sample.remaining?;
         Some(Pulling {
             arrived_bytes: sample.arrived_bytes,
@@ -236,7 +241,7 @@ impl Progress {
             board.pulled += 1;
             let all = board.pulled == board.layers;
             if all {
-                board.times.pulled = Some(self.elapsed());
+                board.times.pulled.get_or_insert(self.elapsed());
             }
             all
         };
