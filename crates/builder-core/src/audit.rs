@@ -69,8 +69,10 @@ pub enum AuditResult {
     Ok,
     /// It was not, because of who asked or what was asked for.
     Refused,
-    /// It was not, or it is not known whether it was.
+    /// It was not, or the service cannot tell.
     Failed,
+    /// Nobody waited for the end, because the caller left or the time was over: it may have been done.
+    Unknown,
 }
 
 impl AuditEvent {

@@ -9,9 +9,11 @@ mod fixture;
 #[allow(dead_code, reason = "its main function is for the process of its own")]
 mod serve;
 
-use std::{fs, net::TcpListener, path::PathBuf, process::Command, sync::Arc};
+use std::{fs, net::TcpListener, path::PathBuf, process::Command, sync::Arc, time::SystemTime};
 
 use builder_core::{
+    admin::{Change, Changed, Database},
+    audit::{Actor, AuditEvent},
     build::BuildState,
     event::Level,
     service::Check,
@@ -20,6 +22,7 @@ use builder_core::{
 use common::{Ended, Site, host_architecture, request, sample};
 use fixture::Service;
 use sandbox::{Layers, Sandbox, SealedProgram, Settings};
+use tenant::{LimitOverrides, SandboxLevel};
 use test_support::{
     image::{Image, Layer},
     registry::Registry,
@@ -107,6 +110,24 @@ async fn privileged_the_level_that_a_build_has_is_seen_in_it() {
         assert_eq!(own_user, level == 3, "{isolation:?}");
         assert!(!isolation.cgroup_path.is_empty());
         assert!(build.metrics.cpu_time_ms.is_some());
+    }
+    // What the operator has set for the tenant holds for a request that says nothing, or less.
+    let alice = "alice".parse().unwrap();
+    let mut database = Database::open(&service.directory.path().join("database")).unwrap();
+    let version = database.tenant(&alice).unwrap().unwrap().version;
+    let stronger = LimitOverrides {
+        sandbox_level: Some(SandboxLevel::Maximum),
+        ..LimitOverrides::default()
+    };
+    let told = |_: &Changed| AuditEvent::new("tenant.change", Actor::builderd(), SystemTime::now());
+    let change = Change::Limits(stronger);
+    drop(database.change(&alice, &change, version, told).unwrap());
+    for asked in [None, Some(2)] {
+        let mut wanted = request(&service.reference);
+        wanted.limits.sandbox_level = asked;
+        let id = service.builder.create(wanted).await.unwrap().id;
+        let isolation = service.ended(id).await.metrics.isolation.unwrap();
+        assert_eq!(isolation.sandbox_level, 3, "{asked:?} of a tenant with level 3");
     }
     let mut wanted = request(&service.reference);
     wanted.limits.sandbox_level = Some(4);

@@ -331,7 +331,7 @@ async fn requests_that_cannot_be_are_refused_with_the_field() {
     type Change = fn(&mut BuildRequest);
     let service = Service::start().await;
     let image = "config.source.docker_image.image_uri";
-    let cases: [(&str, Change, &str); 9] = [
+    let cases: [(&str, Change, &str); 10] = [
         (
             "no reference",
             |request| request.source.image_uri = String::new(),
@@ -366,6 +366,11 @@ async fn requests_that_cannot_be_are_refused_with_the_field() {
             "relative directory",
             |request| request.target.runtime.working_dir = Some("srv".to_owned()),
             "config.target.microvm_rootfs.runtime_config.working_dir",
+        ),
+        (
+            "less memory than a worker takes",
+            |request| request.limits.max_memory_bytes = Some((16 << 20) - 1),
+            "config.limits.max_memory_bytes",
         ),
         (
             "own list does not allow it",

@@ -61,7 +61,7 @@ fn every_limit_reaches_the_child_and_cannot_be_raised() {
         ("Max open files", "33", "33"),
         ("Max address space", "1073741824", "1073741824"),
         ("Max cpu time", "77", "78"),
-        ("Max core file size", "0", "0"),
+        ("Max core file size", "1", "1"),
     ];
     for (name, soft, hard) in cases {
         let words = words(name);

@@ -81,15 +81,15 @@ async fn admit(
         rootfs_path: inner.image_location(tenant, id),
         lines,
     };
-    let request_level = request.limits.sandbox_level;
     // Before the row: whoever sees the row can follow it, and whose turn it is finds it.
     let live = inner.live.insert(id);
     inner.lock_queue().insert(Waiting { id, request, live });
     // Only for a build that is new: a key that is repeated gets the build that it made.
-    let refused = no_room(&inner).or_else(|| no_such_level(&inner, request_level));
+    let refused = no_room(&inner);
+    let launcher = Arc::clone(&inner.pipeline.launcher);
     let check = move |limits: &Limits| match refused {
         Some(refusal) => Err(refusal),
-        None => checked.admit(limits),
+        None => checked.admit(limits, &*launcher),
     };
     let tenants = inner.config.tenants.clone();
     let inserted = inner.store.insert(new, tenants, inner.capacity(), check).await;
@@ -136,12 +136,6 @@ fn no_room(inner: &Inner) -> Option<ServiceError> {
         frees_at: None,
         retry_after: Some(inner.config.cleanup_interval),
     }))
-}
-
-/// The refusal of a sandbox level that this host does not offer.
-fn no_such_level(inner: &Inner, level: Option<u8>) -> Option<ServiceError> {
-    let offered = inner.pipeline.launcher.offers(level?);
-    offered.err().map(validate::refused_level)
 }
 
 pub(super) async fn cancel(inner: Arc<Inner>, tenant: TenantId, id: BuildId) -> Result<Build, ServiceError> {

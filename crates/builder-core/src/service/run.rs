@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tenant::{Reserved, account::Used};
+use tenant::{Reserved, SandboxLevel, account::Used};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
@@ -263,11 +263,11 @@ async fn prepare(
     request: &BuildRequest,
     reserved: &Reserved,
 ) -> Result<(PipelineConfig, u64), BuildError> {
-    let (limits, storage_bytes) = limits(inner, request, reserved).await?;
+    let (limits, storage_bytes, level) = limits(inner, request, reserved).await?;
     let launcher = Arc::clone(&inner.pipeline.launcher);
     let build = BuildBox {
         name: id.to_string(),
-        level: request.limits.sandbox_level,
+        level: Some(level.number()),
         memory_bytes: limits.max_memory_bytes,
         cpu_cores: limits.max_cpu_cores,
     };
@@ -302,7 +302,7 @@ async fn limits(
     inner: &Inner,
     request: &BuildRequest,
     reserved: &Reserved,
-) -> Result<(BuildLimits, u64), BuildError> {
+) -> Result<(BuildLimits, u64, SandboxLevel), BuildError> {
     let unknown = |error: StoreError| BuildError::internal("look up the tenant's limits", error);
     let tenants = &inner.config.tenants;
     let record = inner
@@ -352,7 +352,7 @@ async fn limits(
         .flatten()
         .min(),
     };
-    Ok((limits, lowered.storage_bytes))
+    Ok((limits, lowered.storage_bytes, lowered.sandbox_level))
 }
 
 /// Stores what the pipeline tells, in batches, until it has nothing more to tell. What the database did not take is

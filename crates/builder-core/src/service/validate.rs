@@ -3,19 +3,24 @@
 use std::time::Duration;
 
 use oci_fetch::Reference;
-use tenant::{AllowedHosts, Cut, InvalidHostPattern, Limits, RequestedLimits};
+use tenant::{AllowedHosts, Cut, InvalidHostPattern, Limits, RequestedLimits, SandboxLevel};
 
 use crate::{
     error::ServiceError,
     event::{Component, Level},
     request::{BuildRequest, InitStrategy},
     store::NewLine,
+    worker::Launcher,
 };
 
 const IMAGE_FIELD: &str = "config.source.docker_image.image_uri";
 const PLATFORM_FIELD: &str = "config.source.docker_image.platform";
 const DIRECTORY_FIELD: &str = "config.target.microvm_rootfs.runtime_config.working_dir";
 const REGISTRIES_FIELD: &str = "config.limits.allowed_registries";
+const MEMORY_FIELD: &str = "config.limits.max_memory_bytes";
+
+/// Memory that no worker does without, its program and its box included.
+const LEAST_MEMORY_BYTES: u64 = 16 << 20;
 
 /// A request that can be, and what of it the tenant's limits are compared with.
 #[derive(Debug)]
@@ -52,6 +57,18 @@ pub(super) fn request(request: &BuildRequest, guest_architecture: &str) -> Resul
         let message = format!("{directory:?} is not an absolute path");
         return Err(invalid(DIRECTORY_FIELD, message));
     }
+    if let Some(bytes) = request.limits.max_memory_bytes
+        && bytes < LEAST_MEMORY_BYTES
+    {
+        let message =
+            format!("{bytes} is too little for any build: expected at least {LEAST_MEMORY_BYTES} (16 MiB)");
+        return Err(invalid(MEMORY_FIELD, message));
+    }
+    if let Some(level) = request.limits.sandbox_level
+        && !matches!(SandboxLevel::from_number(level.into()), Ok(Some(_)))
+    {
+        return Err(refused_level("expected 1, 2 or 3"));
+    }
     let requested =
         requested_limits(request).map_err(|error| invalid(REGISTRIES_FIELD, error.to_string()))?;
     Ok(Checked {
@@ -61,7 +78,7 @@ pub(super) fn request(request: &BuildRequest, guest_architecture: &str) -> Resul
 }
 
 /// A level of isolation that this service does not offer.
-pub(super) fn refused_level(reason: &str) -> ServiceError {
+fn refused_level(reason: &str) -> ServiceError {
     invalid("config.limits.sandbox_level", reason.to_owned())
 }
 
@@ -85,6 +102,9 @@ pub(super) fn requested_limits(request: &BuildRequest) -> Result<RequestedLimits
         concurrent_builds: limits.max_concurrent_builds,
         daily_builds: limits.max_daily_builds,
         storage_bytes: limits.max_storage_bytes,
+        sandbox_level: limits
+            .sandbox_level
+            .and_then(|level| SandboxLevel::from_number(level.into()).ok().flatten()),
         registries,
         ..RequestedLimits::default()
     })
@@ -96,10 +116,20 @@ impl Checked {
         &self.requested
     }
 
-    /// Compares the request with what its tenant may use; gives the lines that tell what was cut.
-    pub(super) fn admit(&self, tenant: &Limits) -> Result<Vec<NewLine>, ServiceError> {
+    /// Compares the request with what its tenant may use; gives the lines that tell what was cut. `launcher` says which
+    /// levels of isolation there are.
+    pub(super) fn admit(
+        &self,
+        tenant: &Limits,
+        launcher: &dyn Launcher,
+    ) -> Result<Vec<NewLine>, ServiceError> {
         let lowered = tenant.lowered_by(&self.requested);
         allows(&lowered.limits, &self.registry).map_err(|message| invalid(IMAGE_FIELD, message))?;
+        // The level that every tenant has is checked when the service starts.
+        let level = lowered.limits.sandbox_level;
+        if self.requested.sandbox_level.is_some() || level > SandboxLevel::Strict {
+            launcher.offers(level.number()).map_err(refused_level)?;
+        }
         let tell = |cut: &Cut| {
             NewLine::new(
                 Level::Warn,

@@ -1,5 +1,7 @@
 use std::{fs, path::Path};
 
+use tonic::Code;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -121,4 +123,37 @@ fn what_was_lost_is_told_when_there_is_room_again() {
         events[0]
     );
     assert_eq!(events[1..], [event(1), event(2)]);
+}
+
+#[tokio::test]
+async fn how_a_call_ended_is_its_result() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = AuditLog::open(&config(directory.path(), 1 << 20, 2)).unwrap();
+    let cases = [
+        ("CreateBuild", Code::Ok, Some(AuditResult::Ok)),
+        ("CreateBuild", Code::InvalidArgument, Some(AuditResult::Refused)),
+        ("DeleteBuild", Code::PermissionDenied, Some(AuditResult::Refused)),
+        ("CancelBuild", Code::Internal, Some(AuditResult::Failed)),
+        // The work goes on without its caller.
+        ("CreateBuild", Code::Cancelled, Some(AuditResult::Unknown)),
+        ("DeleteBuild", Code::DeadlineExceeded, Some(AuditResult::Unknown)),
+        ("GetBuild", Code::NotFound, None),
+        ("GetBuild", Code::Unauthenticated, Some(AuditResult::Refused)),
+    ];
+    for (method, code, _) in &cases {
+        let path = format!("/builder.v1.BuilderService/{method}");
+        Call::new(log.clone(), &path, Actor::builderd(), Trail::default()).ended(*code, "");
+    }
+    log.flush(PATIENCE).await;
+    let text = fs::read_to_string(directory.path().join("audit.log")).unwrap();
+    let told: Vec<_> = text
+        .lines()
+        .map(|line| serde_json::from_str::<AuditEvent>(line).unwrap())
+        .map(|event| (event.action, event.result))
+        .collect();
+    let expected: Vec<_> = cases
+        .iter()
+        .filter_map(|(method, _, result)| Some(((*method).to_owned(), (*result)?)))
+        .collect();
+    assert_eq!(told, expected);
 }

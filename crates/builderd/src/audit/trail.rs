@@ -95,6 +95,7 @@ impl Call {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented => AuditResult::Refused,
+            Code::Cancelled | Code::DeadlineExceeded => AuditResult::Unknown,
             _ => AuditResult::Failed,
         };
         event.code = (code != Code::Ok).then(|| code_name(code).to_owned());

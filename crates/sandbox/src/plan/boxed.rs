@@ -313,7 +313,7 @@ mod tests {
             n_groups: if layers.has(Layer::ControlGroups) { 2 } else { 0 },
             outer_ids: (1_879_048_192, 1_879_048_192),
             privileged,
-            limits: vec![(Resource::CoreSize, 0, 0), (Resource::OpenFiles, 64, 64)],
+            limits: vec![(Resource::CoreSize, 1, 1), (Resource::OpenFiles, 64, 64)],
             execution: Execution::new(None, vec![Execution::name("worker")], Vec::new()),
         })
     }
@@ -351,7 +351,7 @@ mod tests {
                 "program: new session",
                 "program: die with parent",
                 "program: umask 077",
-                "program: limit core size 0 0",
+                "program: limit core size 1 1",
                 "program: limit open files 64 64",
                 "program: empty bounding set",
                 "program: lock capabilities",
@@ -386,7 +386,7 @@ mod tests {
                 "program: new session",
                 "program: die with parent",
                 "program: umask 077",
-                "program: limit core size 0 0",
+                "program: limit core size 1 1",
                 "program: limit open files 64 64",
                 "program: no new privileges",
                 "program: reset signals",

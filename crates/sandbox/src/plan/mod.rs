@@ -263,7 +263,9 @@ pub(crate) fn limits(
     hard_limit: &impl Fn(Resource) -> Option<u64>,
 ) -> impl Iterator<Item = (Resource, u64, u64)> {
     let wanted = [
-        (Resource::CoreSize, Some(0), 0),
+        // Where a program is fed the dumps, as systemd-coredump, the kernel ignores 0 and heeds 1, by which it tells that a dump
+        // would lead to another; a file is not written with less than a page. do_coredump in fs/coredump.c.
+        (Resource::CoreSize, Some(1), 0),
         (Resource::FileSize, limits.file_size_bytes, 0),
         (Resource::OpenFiles, limits.open_files, 0),
         (Resource::AddressSpace, limits.address_space_bytes, 0),
@@ -377,7 +379,7 @@ mod tests {
                 "lift descriptors",
                 "close on exec",
                 "place descriptors",
-                "limit core size 0 0",
+                "limit core size 1 1",
                 "limit file size 1000 1000",
                 "limit open files 64 64",
                 "limit address space 1073741824 1073741824",
@@ -397,7 +399,7 @@ mod tests {
             .into_iter()
             .filter(|line| line.starts_with("limit"))
             .collect();
-        assert_eq!(limits, ["limit core size 0 0"]);
+        assert_eq!(limits, ["limit core size 1 1"]);
     }
 
     #[test]
@@ -418,7 +420,7 @@ mod tests {
         assert_eq!(
             limits,
             [
-                "limit core size 0 0",
+                "limit core size 1 1",
                 "limit open files 10 10",
                 "limit CPU seconds 50 50"
             ]

@@ -120,7 +120,6 @@ pub(super) fn worker() -> impl Iterator<Item = Rule> {
             ENOSYS,
         ),
         allow(libc::SYS_ftruncate),
-        allow(libc::SYS_fallocate),
         allow(libc::SYS_fsync),
         allow(libc::SYS_fdatasync),
         allow(libc::SYS_sync_file_range),
