@@ -87,6 +87,8 @@ impl Registry {
         let mut skopeo = Command::new("skopeo");
         skopeo
             .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
+            // It would compress the layer of `large`, which is plain tar.
+            .arg("--preserve-digests")
             .arg(format!("oci:{}:1", from.display()))
             .arg(format!("docker://{}", self.reference(fixture, "1")));
         process::output(&mut skopeo, Duration::from_secs(600))?;

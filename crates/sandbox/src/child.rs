@@ -46,6 +46,8 @@ pub struct Child {
     inside: Option<Inside>,
     /// Peak memory just after the program began; 0 when it was gone already.
     first_sample_kib: u64,
+    /// Nothing of it lives any more.
+    is_gone: bool,
 }
 
 /// What is known of a child in a box beside the helper, which is the leader.
@@ -153,6 +155,7 @@ impl Child {
             first_sample_kib: baseline_kib.and_then(|_| sample_peak_kib(leader)).unwrap_or(0),
             baseline_kib,
             inside,
+            is_gone: false,
         }
     }
 
@@ -202,6 +205,7 @@ impl Child {
         let (reason, sampled_kib) = self.wait_for_leader()?;
         let reaped = insist(&mut unkillable, || self.kill_and_reap())?;
         insist(&mut unkillable, || self.wait_until_empty())?;
+        self.is_gone = true;
         let mut outcome = Outcome {
             status: reaped.status,
             timed_out: reason == Reason::WallTime,
@@ -344,11 +348,18 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // After `wait` this finds the leader reaped and does nothing.
-        if *self.shared.lock() {
+        if self.is_gone {
             return;
         }
-        if let Err(error) = self.kill_and_reap() {
+        // The leader is the helper, which ends at once; what it has started may not.
+        let is_reaped = *self.shared.lock();
+        let ended = match (is_reaped, &self.inside) {
+            (false, _) => self.kill_and_reap().map(drop),
+            // The number of its group may be somebody else's by now.
+            (true, None) => return,
+            (true, Some(_)) => Ok(()),
+        };
+        if let Err(error) = ended.and_then(|()| self.wait_until_empty()) {
             tracing::error!(process = self.id(), %error, "A dropped child lives on: its control group and its user ids stay taken");
             // Never given back: another box must not get the user ids of a process that may still do something.
             Box::leak(Box::new(self.inside.take()));
