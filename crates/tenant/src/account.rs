@@ -19,8 +19,11 @@ use crate::{
     id::TenantId,
     ledger::{self, LedgerKind, NewRow, Outcome, integer, number},
     records::parsed,
-    time::{Micros, micros},
+    time::{DAY, Micros, day_of, micros},
 };
+
+/// Refunds of one tenant on one UTC day.
+const MAX_REFUNDS_A_DAY: i64 = 100;
 
 /// What an attempt of a build used, from its beginning on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +41,8 @@ pub struct Used {
 pub struct End {
     /// What became of it.
     pub outcome: Outcome,
-    /// The failure was the service's own: the day is given back.
+    /// The failure was the service's own: the day is given back, a hundred times a UTC day and tenant at most. Whose fault it
+    /// was is told by a worker too, and a worker that a layer has taken over may say anything.
     pub refund: bool,
     /// What the last attempt used, as far as it is known; what checkpoints know counts where that is more.
     pub used: Used,
@@ -175,7 +179,9 @@ pub fn end(
         transaction
             .prepare_cached("DELETE FROM admissions WHERE build_id = ?1")?
             .execute([build_id])?;
-        if end.refund {
+        let is_refunded =
+            end.refund && refunds_today(transaction, &account.tenant_id, now)? < MAX_REFUNDS_A_DAY;
+        if is_refunded {
             transaction
                 .prepare_cached("DELETE FROM charges WHERE build_id = ?1")?
                 .execute([build_id])?;
@@ -203,7 +209,7 @@ pub fn end(
             tenant_id: &account.tenant_id,
             customer_id: &account.customer_id,
             outcome: Some(end.outcome),
-            refunded: end.refund,
+            refunded: is_refunded,
             started_at: account.first_started_at,
             ended_at: now,
             wall_ms: account.spent_wall_ms.saturating_add(attempt.wall_ms),
@@ -217,6 +223,16 @@ pub fn end(
         Ok(Ended::Now)
     };
     work().map_err(AccountError::new("end a build"))
+}
+
+fn refunds_today(transaction: &Transaction<'_>, tenant: &TenantId, now: Micros) -> rusqlite::Result<i64> {
+    transaction
+        .prepare_cached(
+            "SELECT COUNT(*) FROM ledger WHERE tenant_id = ?1 AND ended_at >= ?2 AND refunded = 1",
+        )?
+        .query_row(params![tenant.as_str(), day_of(now).saturating_mul(DAY)], |row| {
+            row.get(0)
+        })
 }
 
 fn account(transaction: &Transaction<'_>, build_id: &str) -> rusqlite::Result<Option<Account>> {

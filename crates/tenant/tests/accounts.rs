@@ -621,3 +621,25 @@ fn what_waits_is_counted_by_tier_with_the_age_of_the_oldest() {
     let unknown = queue::backlog(&connection).unwrap();
     assert_eq!((unknown.len(), unknown[0].tier), (1, None), "{unknown:?}");
 }
+
+#[test]
+fn refunds_of_a_day_are_bounded() {
+    let (mut connection, table, node) = (database(), figures(1, 1_000), NodeCapacity::builds(9));
+    for (day, builds, refunded) in [(0, 103, 100), (1, 2, 102)] {
+        for number in 0..builds {
+            let (build, now) = (format!("a{day}-{number}"), at(day * DAY));
+            let requested = RequestedLimits::default();
+            let admission = apply(&mut connection, &table, &node, &build, "a", None, &requested, now);
+            assert_eq!(admission, Admission::Accepted);
+            assert_eq!(start(&mut connection, &table, &node, now).unwrap(), build);
+            assert_eq!(end(&mut connection, &build, &failed(true), now), Ended::Now);
+        }
+        let told = number(&connection, "SELECT COUNT(*) FROM ledger WHERE refunded = 1");
+        assert_eq!(told, refunded, "after day {day}");
+    }
+    assert_eq!(
+        number(&connection, "SELECT COUNT(*) FROM charges"),
+        3,
+        "those beyond the bound count"
+    );
+}
