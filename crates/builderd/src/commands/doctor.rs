@@ -112,12 +112,13 @@ fn line(finding: &Finding) -> String {
 }
 
 fn isolation_findings(findings: &mut Vec<Finding>) -> Result<(), Failure> {
-    let scratch = std::env::temp_dir().join(format!("builderd-doctor-{}", std::process::id()));
-    let sandbox = isolation::try_out(Some(&scratch))
-        .map_err(|error| Failure::new(Exit::Internal, format!("cannot try out isolation: {error}")));
-    // Only empty directories and lock files; what cannot be removed is small.
-    let _ = fs::remove_dir_all(&scratch);
-    let sandbox = sandbox?;
+    let cannot = |error: &dyn std::error::Error| {
+        Failure::new(Exit::Internal, format!("cannot try out isolation: {error}"))
+    };
+    // A name that nobody can foresee: root is about to make directories in it.
+    let scratch = tempfile::Builder::new().prefix("builderd-doctor-").tempdir();
+    let scratch = scratch.map_err(|error| cannot(&error))?;
+    let sandbox = isolation::try_out(Some(scratch.path())).map_err(|error| cannot(&error))?;
     for layer in Layer::ALL {
         findings.push(layer_finding(&sandbox, layer));
     }

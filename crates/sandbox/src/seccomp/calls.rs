@@ -110,7 +110,8 @@ pub(super) fn worker() -> impl Iterator<Item = Rule> {
         allow(libc::SYS_brk),
         // Files that are open already.
         allow(libc::SYS_fstat),
-        // Only of the descriptor itself, not of a path: the flags say that the path is empty.
+        // What asks of a descriptor says that the path may be empty (AT_EMPTY_PATH). One that is not is resolved all the same, in
+        // a root in which there is nothing.
         when(
             libc::SYS_statx,
             &[Condition::AllOf {
