@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use oci_fetch::{Client, Digest, FetchErrorKind};
+use oci_fetch::{Digest, FetchErrorKind};
 use tokio::io::AsyncReadExt as _;
 
 #[tokio::test]
@@ -59,21 +59,9 @@ async fn a_download_that_waits_for_its_turn_does_not_run_by_the_rights_of_who_co
     ] {
         store.blob("thief", bytes);
     }
-    let stalled: Vec<_> = image.layers[..3]
-        .iter()
-        .map(|layer| (Digest::sha256(layer).to_string(), layer.clone()))
-        .collect();
-    let server = Server::start(store, move |seen| {
-        let (_, layer) = stalled.iter().find(|(digest, _)| seen.path.ends_with(digest))?;
-        Some(Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
-    })
-    .await;
+    let server = Server::start(store, stall(&image.layers[..3], 100_000)).await;
     let cache = tempfile::tempdir().unwrap();
-    let config = server
-        .config(cache.path())
-        .with_connections(4, 4)
-        .with_timeouts(oci_fetch::Timeouts::default());
-    let client = Client::new(config).unwrap();
+    let client = server.client_of_four_connections(cache.path());
     let thief = client
         .resolve(&server.source("thief:1"), &amd64(), &as_tenant("thief"))
         .await

@@ -50,21 +50,9 @@ async fn twenty_builds_of_one_image_cause_one_download() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joined_download_does_not_wait_behind_the_others_of_who_asked_first() {
     let image = TestImage::new(&[0, 1, 2, 3].map(|seed| noise(300_000, seed)));
-    let stalled: Vec<_> = image.layers[..3]
-        .iter()
-        .map(|layer| (Digest::sha256(layer).to_string(), layer.clone()))
-        .collect();
-    let server = Server::with_image(&image, move |seen| {
-        let (_, layer) = stalled.iter().find(|(digest, _)| seen.path.ends_with(digest))?;
-        Some(Reply::ok("x", layer.clone()).manner(Manner::StallAt(100_000)))
-    })
-    .await;
+    let server = Server::with_image(&image, stall(&image.layers[..3], 100_000)).await;
     let cache = tempfile::tempdir().unwrap();
-    let config = server
-        .config(cache.path())
-        .with_connections(4, 4)
-        .with_timeouts(oci_fetch::Timeouts::default());
-    let client = Client::new(config).unwrap();
+    let client = server.client_of_four_connections(cache.path());
     let source = server.source("app:1");
     let greedy = client
         .resolve(&source, &amd64(), &as_tenant("greedy"))

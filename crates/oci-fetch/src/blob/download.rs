@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::blob::access::Accesses;
+use crate::blob::pace::{Pace, pace};
 use crate::blob::shares::{MIN_SHARE_BYTES, Shares};
 use crate::blob::writer::{Message, Writer};
 use crate::blob::{Phase, Progress, given_up};
@@ -42,9 +43,6 @@ const MIN_WINDOW_BYTES: u64 = 4 * 1024;
 
 /// What a download may cost beyond twice its size, for restarts without ranges.
 const WASTE_BYTES: u64 = 4 << 20;
-
-/// One connection that is the only one is asked at once for what it brings in this time.
-const LONE_RANGE_TIME: Duration = Duration::from_millis(500);
 
 /// How often it is looked at how fast the one connection is.
 const LOOK: Duration = Duration::from_millis(50);
@@ -246,17 +244,6 @@ fn is_worth_resuming(error: &FetchError) -> bool {
     )
 }
 
-/// Whether `left` bytes take longer than `limit` at the rate at which `received` bytes came in `elapsed`.
-fn is_slow(received: u64, elapsed: Duration, left: u64, limit: Duration) -> bool {
-    rate(received, elapsed, limit) < left
-}
-
-/// The bytes that come in `time` when `received` came in `elapsed`.
-fn rate(received: u64, elapsed: Duration, time: Duration) -> u64 {
-    let bytes = u128::from(received).saturating_mul(time.as_millis()) / elapsed.as_millis().max(1);
-    u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
 /// The network's side of a job.
 struct Fetcher {
     digest: Digest,
@@ -423,12 +410,11 @@ impl Fetcher {
         loop {
             tokio::time::sleep(LOOK).await;
             let received = self.received_bytes.load(Ordering::Relaxed) - before;
-            let (elapsed, left) = (started.elapsed(), shares.left_bytes());
-            if is_slow(received, elapsed, left, limit) {
-                return shares.share();
+            let left = shares.left_bytes();
+            match pace(received, started.elapsed(), left, limit) {
+                Pace::Slow => return shares.share(),
+                Pace::Fast { range_bytes } => shares.lengthen(range_bytes),
             }
-            // What it brings in half a second, and not all: should the line become slow, there is something left to share.
-            shares.lengthen(rate(received, elapsed, LONE_RANGE_TIME).min(left.div_ceil(2)));
         }
     }
 
@@ -627,32 +613,5 @@ impl Fetcher {
 impl From<FetchError> for RangeFailure {
     fn from(error: FetchError) -> Self {
         Self::Failed(error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_is_slow_when_the_rest_takes_it_longer_than_the_limit() {
-        const MIB: u64 = 1 << 20;
-        for (name, received_mib, milliseconds, left_mib, limit_seconds, expected) in [
-            ("700 MB/s", 35, 50, 200, 2, false),
-            ("50 MB/s", 3, 50, 230, 2, true),
-            ("50 MB/s near the end", 130, 2_600, 90, 2, false),
-            ("nothing yet", 0, 50, 1, 2, true),
-            ("nothing left", 0, 50, 0, 2, false),
-            ("no time at all", 1, 0, 1, 2, false),
-            ("always", 1_000, 50, 1, 0, true),
-        ] {
-            let (elapsed, limit) = (
-                Duration::from_millis(milliseconds),
-                Duration::from_secs(limit_seconds),
-            );
-            let found = is_slow(received_mib * MIB, elapsed, left_mib * MIB, limit);
-            assert_eq!(found, expected, "{name}");
-        }
-        assert_eq!(rate(u64::MAX, Duration::ZERO, Duration::MAX), u64::MAX);
     }
 }

@@ -4,6 +4,7 @@ mod access;
 mod deadline;
 mod download;
 mod hashing;
+mod pace;
 mod reader;
 mod shares;
 mod verify;

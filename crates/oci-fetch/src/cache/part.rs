@@ -93,6 +93,10 @@ impl Part {
             .is_some_and(|stem| !stem.contains('.'));
         let size_bytes = self.file.metadata().map_or(0, |metadata| metadata.len());
         if is_resumable && size_bytes > 0 {
+            // Closing is not enough: a child that another thread has just forked holds the same lock until its exec.
+            if let Err(error) = self.file.unlock() {
+                tracing::debug!(%error, "A partial blob stays locked until its last descriptor is closed");
+            }
             return Some((self.path, size_bytes));
         }
         self.remove();

@@ -21,7 +21,7 @@ use oci_fetch::{
     Blob, Client, ClientConfig, Credentials, Digest, FetchError, FetchErrorKind, Image, ImageSource,
     Platform, PullContext, RetryPolicy, Timeouts, Verified,
 };
-pub use server::Server;
+pub use server::{Server, stall};
 pub use store::{INDEX, MANIFEST, Store, TestImage, noise};
 use tokio::io::AsyncReadExt;
 

@@ -17,6 +17,18 @@ use super::exchange::{Manner, Reply, Seen};
 use super::quick;
 use super::store::{Store, TestImage};
 
+/// Sends the first bytes of each of these blobs, and then nothing until [`Server::cut_stalled`].
+pub fn stall(blobs: &[Vec<u8>], at: usize) -> impl Fn(&Seen) -> Option<Reply> + Send + Sync + use<> {
+    let stalled: Vec<_> = blobs
+        .iter()
+        .map(|blob| (Digest::sha256(blob).to_string(), blob.clone()))
+        .collect();
+    move |seen| {
+        let (_, blob) = stalled.iter().find(|(digest, _)| seen.path.ends_with(digest))?;
+        Some(Reply::ok("x", blob.clone()).manner(Manner::StallAt(at)))
+    }
+}
+
 /// Answers before the store does; `None` leaves it to the store.
 type Fault = dyn Fn(&Seen) -> Option<Reply> + Send + Sync;
 
@@ -123,6 +135,11 @@ impl Server {
         quick(ClientConfig::new(cache))
             .with_plain_http(&self.address.to_string())
             .unwrap()
+    }
+
+    /// A client that may hold four connections, of which one party may hold three.
+    pub fn client_of_four_connections(&self, cache: &Path) -> Client {
+        Client::new(self.config(cache).with_connections(4, 4)).unwrap()
     }
 
     pub fn client(&self, cache: &Path) -> Client {
