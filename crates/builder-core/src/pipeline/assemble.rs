@@ -74,8 +74,7 @@ impl Written {
     pub(super) fn new(size_bytes: u64, found: &Metadata, verity: Option<HashTree>) -> Self {
         Self {
             size_bytes,
-            // st_blocks counts 512 bytes each, whatever the file system. stat(2).
-            allocated_bytes: found.blocks() * 512,
+            allocated_bytes: allocated_bytes(found),
             savings: Vec::new(),
             init: None,
             verity,
@@ -87,9 +86,14 @@ impl Written {
         let found = image
             .metadata()
             .map_err(|error| BuildError::from_io("look at the image", error))?;
-        self.allocated_bytes = found.blocks() * 512;
+        self.allocated_bytes = allocated_bytes(&found);
         Ok(())
     }
+}
+
+/// What a file takes of the disk: st_blocks counts 512 bytes each, whatever the file system. stat(2).
+pub(super) fn allocated_bytes(found: &Metadata) -> u64 {
+    found.blocks().saturating_mul(512)
 }
 
 /// Stands for everything that decides the content of the image; see [`identity`].
@@ -188,8 +192,8 @@ pub(super) async fn write(
     )
     .await?;
 
-    let files: Vec<&File> = std::iter::once(output).chain(&scratch).collect();
-    let talk = work.stop.unless(converse(work, &mut session, &files)).await;
+    let talk = converse(work, &mut session, output, scratch.as_ref());
+    let talk = work.stop.unless(talk).await;
     if talk.is_err() {
         session.kill();
     }
@@ -320,7 +324,12 @@ fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec
 }
 
 /// Listens to the worker until it says nothing more.
-async fn converse(work: &Work<'_>, session: &mut Session, files: &[&File]) -> Result<Told, BuildError> {
+async fn converse(
+    work: &Work<'_>,
+    session: &mut Session,
+    image: &File,
+    scratch: Option<&File>,
+) -> Result<Told, BuildError> {
     // Every layer was verified before this worker was started.
     session.tell(Control::Verified).await;
     let mut interval = tokio::time::interval(INTERVAL);
@@ -353,13 +362,11 @@ async fn converse(work: &Work<'_>, session: &mut Session, files: &[&File]) -> Re
                 None => return Ok(told),
             },
             _ = interval.tick() => {
-                let blocks = |file: &&File| file.metadata().map_or(0, |metadata| metadata.blocks());
-                if let Some(output) = files.first() {
-                    work.progress.set_done(blocks(output).saturating_mul(512));
-                }
-                // The worker compares what it has planned with the limits; nobody else's word is taken for it.
-                let blocks: u64 = files.iter().map(blocks).sum();
-                work.check_image(blocks.saturating_mul(512))?;
+                let taken = |file: &File| file.metadata().map_or(0, |metadata| allocated_bytes(&metadata));
+                let image_bytes = taken(image);
+                work.progress.set_done(image_bytes);
+                // The worker compares what it has planned with the limits, and its word is not taken for it.
+                work.check_image(image_bytes.saturating_add(scratch.map_or(0, taken)))?;
             }
         }
     }

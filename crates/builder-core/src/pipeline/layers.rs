@@ -4,10 +4,7 @@ use std::{
     cmp::Reverse,
     fs::{File, Metadata},
     io::{self, BufReader, Read},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileExt, MetadataExt},
-    },
+    os::{fd::OwnedFd, unix::fs::FileExt},
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -16,17 +13,16 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use oci_fetch::{Blob, LayerDescriptor};
 use rootfs::layer::{LayerIndex, LayerLimits};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::unix::pipe,
-    sync::OwnedMutexGuard,
-};
+use tokio::sync::OwnedMutexGuard;
 use tracing::Instrument as _;
 
 use super::{
     Work, ahead,
     ahead::{Download, LAYERS_AHEAD},
-    blocking, fetch,
+    assemble::allocated_bytes,
+    blocking,
+    feed::{Fed, Input, feed},
+    fetch,
     own::counted,
     progress::megabytes,
     stop::Reason,
@@ -35,12 +31,8 @@ use crate::{
     error::{BuildError, BuildErrorKind},
     event::{Component, Level},
     pack_cache::{Grant, LayerFile, LayerRecord, Lookup, Unfinished, hash_index},
-    worker::{Control, IndexJob, Job, Session, WorkerEvent, WorkerLimits, input_pipe},
+    worker::{Control, IndexJob, Job, Session, WorkerEvent, WorkerLimits},
 };
-
-/// Bytes that are handed to a worker at once, and that its pipe holds.
-const FEED_BYTES: usize = 256 << 10;
-const PIPE_BYTES: usize = 1 << 20;
 
 /// How often the size of the layer files on disk is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -85,14 +77,6 @@ impl Drop for Growing<'_> {
     fn drop(&mut self) {
         self.set(0);
     }
-}
-
-/// Where a worker's bytes come from, as this side of it sees them.
-enum Input {
-    /// They are fed while they arrive.
-    Pipe(pipe::Sender),
-    /// It has the file: all of them are there. The position is the worker's too.
-    File(File),
 }
 
 /// What a worker says of a finished layer file.
@@ -377,18 +361,7 @@ async fn index(
     unfinished: &Unfinished,
 ) -> Result<Indexed, BuildError> {
     let starting = |error: io::Error| BuildError::internal("start a worker", error);
-    let (theirs, input) = match blob.file_at_hand().await {
-        Some(file) => {
-            let theirs = OwnedFd::from(file.try_clone().map_err(starting)?);
-            (theirs, Input::File(file))
-        }
-        None => {
-            let (theirs, feed) = input_pipe().map_err(starting)?;
-            // More than the default lets inflate and download run apart; less is only slower.
-            let _ = rustix::pipe::fcntl_setpipe_size(&theirs, PIPE_BYTES);
-            (theirs, Input::Pipe(feed))
-        }
-    };
+    let (theirs, input) = Input::open(blob).await.map_err(starting)?;
     let output = OwnedFd::from(unfinished.file().try_clone().map_err(starting)?);
     let mut limits = index_limits(work);
     if let Some(max_disk_bytes) = work.config.limits.max_disk_bytes {
@@ -507,10 +480,9 @@ async fn converse(
     }
 }
 
-/// What a file takes of the disk, or will when its holes are filled.
-pub(super) fn taken(metadata: &Metadata) -> u64 {
-    // st_blocks counts 512 bytes each, whatever the file system; blocks behind a file's end are among them. stat(2).
-    metadata.len().max(metadata.blocks().saturating_mul(512))
+/// What a file takes of the disk, or will when its holes are filled; blocks behind its end are among them.
+fn taken(metadata: &Metadata) -> u64 {
+    metadata.len().max(allocated_bytes(metadata))
 }
 
 /// A line for the log; a layer that was at hand was not pulled.
@@ -533,70 +505,6 @@ async fn report_pulled(work: &Work<'_>, name: &str, blob: &Blob, elapsed: Option
     let message = format!("{pulled} in {seconds:.1} s, {}/s", megabytes(rate));
     let metadata = [digest, compressed, ("layer.pull_ms", millis.to_string())];
     work.events().log_with(level, component, message, metadata).await;
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fed {
-    /// The worker has all bytes, and they are the right ones.
-    Verified,
-    /// The worker takes no more; its events say why.
-    Refused,
-}
-
-async fn feed(work: &Work<'_>, blob: &Blob, input: Input) -> Result<Fed, BuildError> {
-    match input {
-        Input::Pipe(pipe) => feed_pipe(work, blob, pipe).await,
-        Input::File(file) => follow(work, blob, &file).await,
-    }
-}
-
-/// Waits until the bytes of a file that a worker reads are known to be right, and counts meanwhile what it has read.
-async fn follow(work: &Work<'_>, blob: &Blob, file: &File) -> Result<Fed, BuildError> {
-    let mut interval = tokio::time::interval(INTERVAL);
-    let mut verified = pin!(blob.verified());
-    let mut counted = 0;
-    loop {
-        tokio::select! {
-            verified = &mut verified => {
-                verified.map_err(|error| fetch::explain(&error))?;
-                work.progress.advance(blob.size_bytes() - counted);
-                return Ok(Fed::Verified);
-            }
-            // Whatever the worker makes of the position, it stays within the blob and never goes back.
-            _ = interval.tick() => {
-                let position = rustix::fs::tell(file).unwrap_or(0);
-                let read = position.clamp(counted, blob.size_bytes());
-                work.progress.advance(read - counted);
-                counted = read;
-            }
-        }
-    }
-}
-
-async fn feed_pipe(work: &Work<'_>, blob: &Blob, mut pipe: pipe::Sender) -> Result<Fed, BuildError> {
-    let mut reader = blob.reader();
-    let mut buffer = vec![0; FEED_BYTES];
-    loop {
-        let length = match reader.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) => {
-                // The blob knows better than its reader what went wrong.
-                blob.verified().await.map_err(|error| fetch::explain(&error))?;
-                return Err(BuildError::from_io("read a layer", error));
-            }
-        };
-        if let Err(error) = pipe.write_all(&buffer[..length]).await {
-            return match error.kind() {
-                io::ErrorKind::BrokenPipe => Ok(Fed::Refused),
-                _ => Err(BuildError::internal("feed a worker", error)),
-            };
-        }
-        work.progress.advance(length as u64);
-    }
-    drop(pipe);
-    blob.verified().await.map_err(|error| fetch::explain(&error))?;
-    Ok(Fed::Verified)
 }
 
 /// Reads back what a worker wrote, as the hostile input that it may be.

@@ -16,6 +16,7 @@ mod ahead;
 mod assemble;
 mod contents;
 mod direct;
+mod feed;
 mod fetch;
 mod layers;
 mod own;
