@@ -11,8 +11,6 @@ mod serve;
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -24,62 +22,8 @@ use builder_core::{
 };
 use common::{PATIENCE, worker_command};
 use fixture::{Service, alice};
-use tempfile::TempDir;
+use test_support::frozen::Frozen;
 use tokio::time::Instant;
-
-/// A file system that can be frozen: whoever writes to it then sleeps as no signal reaches it.
-struct Frozen {
-    mounted_at: PathBuf,
-    _directory: TempDir,
-}
-
-impl Frozen {
-    /// With an empty file in it, open for writing.
-    fn new() -> Result<(Self, File), String> {
-        let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("disk");
-        let mounted_at = directory.path().join("mount");
-        File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        std::fs::create_dir(&mounted_at).unwrap();
-        run("mkfs.ext4", &["-q", "-F", path(&image)])?;
-        run("mount", &["-o", "loop", path(&image), path(&mounted_at)])?;
-        let frozen = Self {
-            mounted_at,
-            _directory: directory,
-        };
-        let file = File::create(frozen.mounted_at.join("file")).unwrap();
-        run("fsfreeze", &["--freeze", path(&frozen.mounted_at)])?;
-        Ok((frozen, file))
-    }
-
-    fn thaw(&self) {
-        let _ = run("fsfreeze", &["--unfreeze", path(&self.mounted_at)]);
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.thaw();
-        let _ = run("umount", &["--lazy", path(&self.mounted_at)]);
-    }
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(program)
-        .args(arguments)
-        .env("PATH", search)
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr)))
-}
 
 /// Starts workers that write to a file as soon as they run.
 #[derive(Debug)]

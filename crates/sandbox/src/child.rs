@@ -18,12 +18,12 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, Signal, kill_process_group},
+    process::{Pid, Signal, kill_process, kill_process_group},
 };
 
 use crate::{
     cgroup::Group,
-    error::WaitError,
+    error::{Failure, LaunchErrorKind, WaitError},
     group::{KILL_PATIENCE, wait_until_empty},
     lease::Lease,
     message::{MESSAGE_SIZE, Message},
@@ -65,6 +65,7 @@ pub(crate) struct Inside {
 /// Until when a child may live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
+    launched_at: Instant,
     /// A limit beyond what the clock can express is none.
     wall: Option<Instant>,
     idle: Option<Duration>,
@@ -128,6 +129,10 @@ struct Shared {
     killed: AtomicBool,
 }
 
+/// How long it may take until a program begins. It is a matter of milliseconds of CPU time, of which a control group may
+/// give one in a hundred.
+const LAUNCH_PATIENCE: Duration = Duration::from_mins(1);
+
 /// What `getrusage(2)` counts storage in.
 const BLOCK_BYTES: u64 = 512;
 
@@ -136,13 +141,8 @@ const FIRST_SAMPLE_INTERVAL: Duration = Duration::from_millis(4);
 const LONGEST_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Child {
-    pub(crate) fn new(
-        leader: Pid,
-        pidfd: OwnedFd,
-        deadlines: Deadlines,
-        baseline_kib: Option<u64>,
-        inside: Option<Inside>,
-    ) -> Self {
+    /// One that was forked, and whose program has not begun.
+    pub(crate) fn new(leader: Pid, pidfd: OwnedFd, deadlines: Deadlines, inside: Option<Inside>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 leader,
@@ -152,10 +152,50 @@ impl Child {
             }),
             pidfd,
             deadlines,
-            first_sample_kib: baseline_kib.and_then(|_| sample_peak_kib(leader)).unwrap_or(0),
-            baseline_kib,
+            first_sample_kib: 0,
+            baseline_kib: None,
             inside,
             is_gone: false,
+        }
+    }
+
+    /// The program has begun.
+    pub(crate) fn begin(&mut self, baseline_kib: Option<u64>, init: Option<OwnedFd>) {
+        self.baseline_kib = baseline_kib;
+        self.first_sample_kib = baseline_kib
+            .and_then(|_| sample_peak_kib(self.shared.leader))
+            .unwrap_or(0);
+        if let Some(inside) = &mut self.inside {
+            inside.init = init;
+        }
+    }
+
+    /// Ends a child whose program has not begun, and says why not.
+    pub(crate) fn abandon(mut self, kind: LaunchErrorKind) -> Failure {
+        // Who waits for a survivor has not to wait for its end first.
+        self.shared.killed.store(true, Ordering::Release);
+        let ended = self
+            .kill_and_reap()
+            .map(drop)
+            .and_then(|()| self.wait_until_empty());
+        tracing::debug!(
+            process = self.id(),
+            ?ended,
+            "Child ended before its program began"
+        );
+        let was_out_of_memory = self
+            .shared
+            .group
+            .as_ref()
+            .is_some_and(|group| group.was_out_of_memory());
+        self.is_gone = ended.is_ok();
+        Failure {
+            kind: if was_out_of_memory {
+                LaunchErrorKind::OutOfMemory
+            } else {
+                kind
+            },
+            survivor: (!self.is_gone).then(|| Box::new(self)),
         }
     }
 
@@ -247,7 +287,7 @@ impl Child {
             };
         };
         if let Some(init) = &inside.init
-            && !self.poll_until(init, Instant::now() + KILL_PATIENCE)?
+            && !self.is_readable_within_patience(init)?
         {
             return Err(unkillable());
         }
@@ -267,18 +307,10 @@ impl Child {
         Ok(())
     }
 
-    /// Waits until a pidfd is readable; `false` when it is not by the deadline.
-    fn poll_until(&self, pidfd: &OwnedFd, deadline: Instant) -> Result<bool, WaitError> {
-        let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
-                Ok(0) => return Ok(false),
-                Ok(_) => return Ok(true),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(self.shared.failed("poll", error.into())),
-            }
-        }
+    /// Whether a process, of which this is the pidfd, ends before one loses patience.
+    fn is_readable_within_patience(&self, pidfd: &OwnedFd) -> Result<bool, WaitError> {
+        poll_until(pidfd, Instant::now() + KILL_PATIENCE)
+            .map_err(|error| self.shared.failed("poll", error.into()))
     }
 
     /// Waits for the leader's end or a deadline. Gives which it was, and the last sample of the leader's peak memory in
@@ -332,7 +364,7 @@ impl Child {
     fn kill_and_reap(&self) -> Result<Reaped, WaitError> {
         self.shared.signal_group()?;
         // wait4 alone would block for ever on a leader in uninterruptible sleep, and every killer with it.
-        if !self.poll_until(&self.pidfd, Instant::now() + KILL_PATIENCE)? {
+        if !self.is_readable_within_patience(&self.pidfd)? {
             return Err(WaitError::Unkillable {
                 group: self.id(),
                 waited: KILL_PATIENCE,
@@ -367,6 +399,19 @@ impl Drop for Child {
     }
 }
 
+/// Waits until something can be read, or has ended; `false` when not by the deadline.
+pub(crate) fn poll_until(descriptor: &impl AsFd, deadline: Instant) -> Result<bool, Errno> {
+    let mut descriptors = [PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut descriptors, Timespec::try_from(left).ok().as_ref()) {
+            Ok(n_ready) => return Ok(n_ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Tries again what fails by [`WaitError::Unkillable`], for as long as `unkillable` says so.
 fn insist<T>(
     unkillable: &mut impl FnMut(&WaitError) -> bool,
@@ -383,9 +428,15 @@ fn insist<T>(
 impl Deadlines {
     pub(crate) fn new(limits: &Limits, launched_at: Instant) -> Self {
         Self {
+            launched_at,
             wall: limits.wall_time.and_then(|limit| launched_at.checked_add(limit)),
             idle: limits.idle_time,
         }
+    }
+
+    /// Until when the program has to have begun. When the wall time is over sooner, the first wait finds that out.
+    pub(crate) fn launch(&self) -> Instant {
+        self.launched_at + LAUNCH_PATIENCE
     }
 }
 
@@ -454,8 +505,10 @@ impl Shared {
         if let Some(group) = &self.group {
             group.kill();
         }
+        // It leads no group of its own yet when it has only just been forked.
+        let _ = kill_process(self.leader, Signal::KILL);
         match kill_process_group(self.leader, Signal::KILL) {
-            // ESRCH cannot be while the leader is not reaped; should someone else have reaped it, wait4 will say so.
+            // Else ESRCH cannot be while the leader is not reaped; should someone else have reaped it, wait4 will say so.
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(self.failed("kill", error.into())),
         }

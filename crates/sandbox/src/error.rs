@@ -2,9 +2,9 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{cgroup::GroupError, isolation::Layer};
+use crate::{cgroup::GroupError, child::Child, isolation::Layer};
 
-/// A child could not be started. Nothing of it is left.
+/// A child could not be started. Nothing of it is left, but for a [survivor](Self::take_survivor).
 #[derive(Debug, thiserror::Error)]
 #[error("failed to start {}", program.display())]
 pub struct LaunchError {
@@ -12,6 +12,14 @@ pub struct LaunchError {
     pub program: PathBuf,
     #[source]
     kind: LaunchErrorKind,
+    survivor: Option<Box<Child>>,
+}
+
+/// A launch that failed, of a program that has a name elsewhere.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: LaunchErrorKind,
+    pub(crate) survivor: Option<Box<Child>>,
 }
 
 /// What went wrong while starting a child.
@@ -58,6 +66,15 @@ pub enum LaunchErrorKind {
     /// The child ended between `fork` and `execve` without naming a step.
     #[error("the child ended before its program began")]
     Vanished,
+    /// The kernel killed what makes the box, because the memory limit of its control group, or of one above, was reached.
+    #[error("the memory limit was reached before the program began")]
+    OutOfMemory,
+    /// The program has not begun in time. The child was killed.
+    #[error("the program has not begun after {waited:.1?}")]
+    TimedOut {
+        /// For how long was waited.
+        waited: Duration,
+    },
 }
 
 /// The end of a child could not be brought about or observed.
@@ -87,10 +104,11 @@ pub enum WaitError {
 }
 
 impl LaunchError {
-    pub(crate) fn new(program: &std::path::Path, kind: LaunchErrorKind) -> Self {
+    pub(crate) fn new(program: &std::path::Path, failure: Failure) -> Self {
         Self {
             program: program.to_owned(),
-            kind,
+            kind: failure.kind,
+            survivor: failure.survivor,
         }
     }
 
@@ -98,6 +116,19 @@ impl LaunchError {
     #[must_use]
     pub fn kind(&self) -> &LaunchErrorKind {
         &self.kind
+    }
+
+    /// What lives on ten seconds after SIGKILL, as a process in uninterruptible sleep does: to be
+    /// [waited for](Child::wait_until_gone) by whoever has reserved something for it. Dropped, it is waited for ten
+    /// seconds more; then its control group and user ids stay taken.
+    pub fn take_survivor(&mut self) -> Option<Child> {
+        self.survivor.take().map(|survivor| *survivor)
+    }
+}
+
+impl From<LaunchErrorKind> for Failure {
+    fn from(kind: LaunchErrorKind) -> Self {
+        Self { kind, survivor: None }
     }
 }
 

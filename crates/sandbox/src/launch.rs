@@ -18,14 +18,15 @@ use std::{
 };
 
 use rustix::{
+    io::Errno,
     pipe::{PipeFlags, pipe_with},
     process::{Pid, PidfdFlags, getpid, getrlimit, pidfd_open},
 };
 
 use crate::{
     cgroup::Group,
-    child::{Child, Deadlines, Inside},
-    error::{LaunchError, LaunchErrorKind},
+    child::{Child, Deadlines, Inside, poll_until},
+    error::{Failure, LaunchError, LaunchErrorKind},
     isolation::{Isolation, Layer},
     lease::Lease,
     message::{MESSAGE_SIZE, Message},
@@ -52,41 +53,36 @@ struct Request {
 ///
 /// # Errors
 ///
-/// [`LaunchError`] when the spec is contradictory, when a step of the child fails (the program does not exist, say), or
-/// when the machine lacks processes or descriptors. No process is left then.
+/// [`LaunchError`] when the spec is contradictory, when a step of the child fails (the program does not exist, say),
+/// when the program has not begun after a minute, or when the machine lacks processes or descriptors. No process is left then, but for a [survivor](LaunchError::take_survivor).
 pub fn launch(spec: Spec) -> Result<Child, LaunchError> {
     let program = spec.program.describe();
-    start(spec).map_err(|kind| LaunchError::new(&program, kind))
+    start(spec).map_err(|failure| LaunchError::new(&program, failure))
 }
 
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the descriptors in it are closed here"
 )]
-fn start(spec: Spec) -> Result<Child, LaunchErrorKind> {
+fn start(spec: Spec) -> Result<Child, Failure> {
     if spec.limits.idle_time.is_some() || spec.limits.processes.is_some() {
         let reason = "idle_time and processes are limits of a box: see Sandbox::launch".to_owned();
-        return Err(LaunchErrorKind::InvalidSpec {
-            field: "limits",
-            reason,
-        });
+        let field = "limits";
+        return Err(LaunchErrorKind::InvalidSpec { field, reason }.into());
     }
     let null = open_null()?;
     let plan = Plan::new(&spec, &facts(&null))?;
     let (status_reader, status_pipe) = status_pipe()?;
-    let launched_at = Instant::now();
+    let deadlines = Deadlines::new(&spec.limits, Instant::now());
     let forked = fork(plan, status_pipe)?;
     let steps = forked.steps.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let mut status = File::from(status_reader);
-    let baseline_kib = match read_status(&mut status, &steps, |_| {}) {
-        Ok(baseline_kib) => baseline_kib,
-        Err(kind) => return Err(forked.give_up(kind)),
-    };
-    let pidfd = forked.pidfd()?;
+    let mut child = Child::new(forked.pid()?, forked.pidfd()?, deadlines, None);
+    match read_status(&File::from(status_reader), deadlines.launch(), &steps, |_| Ok(())) {
+        Ok(baseline_kib) => child.begin(Some(baseline_kib), None),
+        Err(kind) => return Err(child.abandon(kind)),
+    }
     tracing::debug!(process = forked.process, program = %spec.program.describe().display(), "Launched");
-    let limits = Deadlines::new(&spec.limits, launched_at);
-    let pid = forked.pid()?;
-    Ok(Child::new(pid, pidfd, limits, Some(baseline_kib), None))
+    Ok(child)
 }
 
 /// What a box is made with, beside the spec.
@@ -106,11 +102,11 @@ pub(crate) struct BoxRequest<'a> {
     clippy::needless_pass_by_value,
     reason = "the descriptors in it are closed here"
 )]
-pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, LaunchErrorKind> {
+pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, Failure> {
     let namespaced = request.isolation.layers.has(Layer::Namespaces);
-    let invalid = |field, reason: &str| LaunchErrorKind::InvalidSpec {
-        field,
-        reason: reason.to_owned(),
+    let invalid = |field, reason: &str| {
+        let reason = reason.to_owned();
+        Failure::from(LaunchErrorKind::InvalidSpec { field, reason })
     };
     if namespaced && !matches!(spec.program, Program::Sealed(_)) {
         return Err(invalid(
@@ -174,7 +170,7 @@ pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, 
         .write_all(&bytes)
         .map_err(LaunchErrorKind::parent("write of the plan"))?;
 
-    let launched_at = Instant::now();
+    let deadlines = Deadlines::new(&spec.limits, Instant::now());
     let forked = fork(plan, status_writer)?;
     let steps: Vec<String> = forked
         .steps
@@ -182,30 +178,41 @@ pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, 
         .map(ToString::to_string)
         .chain(box_plan.words())
         .collect();
-    let mut status = File::from(status_reader);
-    let mut init = None;
-    let read = read_status(&mut status, &steps, |process| init = open_init(process));
-    if let Err(kind) = read {
-        if let Some(group) = &request.group {
-            group.kill();
-        }
-        return Err(forked.give_up(kind));
-    }
-    let pidfd = forked.pidfd()?;
-    tracing::debug!(process = forked.process, program = %spec.program.describe().display(), layers = %request.isolation.layers, "Launched in a box");
+    let status = File::from(status_reader);
+    let said = status
+        .try_clone()
+        .map_err(|error| forked.give_up(LaunchErrorKind::parent("dup of the status pipe")(error)))?;
     let inside = Inside {
-        status,
-        init,
+        status: said,
+        init: None,
         group: request.group,
         _lease: request.lease,
     };
-    let limits = Deadlines::new(&spec.limits, launched_at);
-    Ok(Child::new(forked.pid()?, pidfd, limits, None, Some(inside)))
+    let mut child = Child::new(forked.pid()?, forked.pidfd()?, deadlines, Some(inside));
+    let mut init = None;
+    let read = read_status(&status, deadlines.launch(), &steps, |process| {
+        init = open_init(process)?;
+        Ok(())
+    });
+    child.begin(None, init);
+    if let Err(kind) = read {
+        return Err(child.abandon(kind));
+    }
+    tracing::debug!(process = forked.process, program = %spec.program.describe().display(), layers = %request.isolation.layers, "Launched in a box");
+    Ok(child)
 }
 
 /// A descriptor of the box's process 1. `None` when it has ended already, and everything with it.
-fn open_init(process: i32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(process)?, PidfdFlags::empty()).ok()
+fn open_init(process: i32) -> Result<Option<OwnedFd>, LaunchErrorKind> {
+    let Some(process) = Pid::from_raw(process) else {
+        return Ok(None);
+    };
+    match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(Errno::SRCH) => Ok(None),
+        // Without it nobody could tell when the box is empty.
+        Err(error) => Err(LaunchErrorKind::parent("pidfd_open")(error.into())),
+    }
 }
 
 fn open_null() -> Result<File, LaunchErrorKind> {
@@ -316,9 +323,23 @@ const MESSAGES: usize = 4;
 
 /// Reads what the child says until `execve` closes the pipe, or until the helper says that the program runs; gives the
 /// baseline in KiB, 0 with a helper.
-fn read_status(pipe: &mut File, steps: &[String], mut init: impl FnMut(i32)) -> Result<u64, LaunchErrorKind> {
+fn read_status(
+    mut pipe: &File,
+    deadline: Instant,
+    steps: &[String],
+    mut init: impl FnMut(i32) -> Result<(), LaunchErrorKind>,
+) -> Result<u64, LaunchErrorKind> {
+    let started_at = Instant::now();
     let mut baseline = None;
     for _ in 0..MESSAGES {
+        let readable = poll_until(pipe, deadline)
+            .map_err(|error| LaunchErrorKind::parent("poll of the status pipe")(error.into()))?;
+        if !readable {
+            return Err(LaunchErrorKind::TimedOut {
+                waited: started_at.elapsed(),
+            });
+        }
+        // A message is written in one go, so it is there whole (PIPE_BUF, pipe(7)).
         let mut bytes = [0; MESSAGE_SIZE];
         match pipe.read_exact(&mut bytes) {
             Ok(()) => {}
@@ -327,7 +348,7 @@ fn read_status(pipe: &mut File, steps: &[String], mut init: impl FnMut(i32)) -> 
         }
         match Message::from_bytes(bytes) {
             Some(Message::Baseline { peak_kib }) => baseline = Some(peak_kib),
-            Some(Message::Init { process }) => init(process),
+            Some(Message::Init { process }) => init(process)?,
             Some(Message::Started) => return Ok(0),
             Some(Message::Failed { step, errno }) => {
                 let step = usize::try_from(step).ok().and_then(|index| steps.get(index));
@@ -354,4 +375,76 @@ fn hard_limit(resource: Resource) -> Option<u64> {
         Resource::Processes => Kernel::Nproc,
     })
     .maximum
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::WaitError;
+
+    #[test]
+    fn a_child_that_says_nothing_is_not_waited_for_for_ever() {
+        let (reader, _writer) = status_pipe().unwrap();
+        let read = read_status(&File::from(reader), Instant::now(), &[], |_| Ok(()));
+        assert!(matches!(read, Err(LaunchErrorKind::TimedOut { .. })), "{read:?}");
+    }
+
+    /// A shell that ignores what can be ignored.
+    fn shell(script: &str) -> Spec {
+        let mut spec = Spec::new("/bin/sh");
+        spec.arguments = vec!["-c".into(), script.into()];
+        spec
+    }
+
+    fn is_there(process: u32) -> bool {
+        std::fs::exists(format!("/proc/{process}")).unwrap()
+    }
+
+    #[test]
+    fn of_a_launch_that_is_given_up_nothing_is_left() {
+        let child = launch(shell("trap '' TERM; sleep 1000 & wait")).unwrap();
+        let process = child.id();
+        let failure = child.abandon(LaunchErrorKind::Vanished);
+        assert!(matches!(failure.kind, LaunchErrorKind::Vanished));
+        assert!(failure.survivor.is_none() && !is_there(process));
+    }
+
+    #[test]
+    fn privileged_what_survives_a_launch_that_is_given_up_is_handed_over() {
+        let (frozen, file) = match test_support::frozen::Frozen::new() {
+            Ok(made) => made,
+            Err(reason) => {
+                return test_support::lab::skip(format!("no file system can be frozen here: {reason}"));
+            }
+        };
+        let mut spec = shell("echo line");
+        spec.stdout = Some(file.into());
+        let child = launch(spec).unwrap();
+        let process = child.id();
+        let stat = format!("/proc/{process}/stat");
+        while !std::fs::read_to_string(&stat).unwrap().contains(") D ") {
+            thread::yield_now();
+        }
+        let timed_out = LaunchErrorKind::TimedOut {
+            waited: Duration::ZERO,
+        };
+        let mut error = LaunchError::new("/bin/sh".as_ref(), child.abandon(timed_out));
+        let survivor = error.take_survivor();
+        let was_there = is_there(process);
+        let mut times_asked = 0;
+        let outcome = survivor.map(|survivor| {
+            survivor.wait_until_gone(|error| {
+                times_asked += 1;
+                frozen.thaw();
+                matches!(error, WaitError::Unkillable { .. })
+            })
+        });
+        frozen.thaw();
+        assert!(was_there && !is_there(process));
+        let outcome = outcome.expect("it cannot be killed").unwrap();
+        assert!(!outcome.status.success() && times_asked > 0, "{outcome:?}");
+        assert!(error.take_survivor().is_none());
+    }
 }

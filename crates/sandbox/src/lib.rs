@@ -85,7 +85,7 @@ mod spec;
 #[allow(unsafe_code)]
 mod sys;
 
-pub use cgroup::{Group, GroupError, GroupLimits, GroupUsage, Groups, Version as GroupVersion};
+pub use cgroup::{Group, GroupError, GroupLimits, GroupUsage, Groups, Survivor, Version as GroupVersion};
 pub use child::{Child, Killer, Outcome};
 pub use descriptor::take_descriptor;
 pub use error::{LaunchError, LaunchErrorKind, WaitError};

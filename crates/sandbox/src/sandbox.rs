@@ -13,7 +13,7 @@ use std::{
 use crate::{
     cgroup::{Group, GroupError, GroupLimits, Groups},
     child::Child,
-    error::{LaunchError, LaunchErrorKind},
+    error::{Failure, LaunchError, LaunchErrorKind},
     isolation::{Isolation, Layer, Layers},
     launch::{BoxRequest, start_boxed},
     lease::{FIRST_ID, Leases},
@@ -151,7 +151,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`launch`](crate::launch()); and [`LaunchErrorKind::Missing`] when the host does not offer a layer of
-    /// `isolation`. Nothing is left then.
+    /// `isolation`. Nothing is left then, but for a [survivor](LaunchError::take_survivor).
     pub fn launch(
         &self,
         spec: Spec,
@@ -162,7 +162,7 @@ impl Sandbox {
         let program = spec.program.describe();
         self.inner
             .launch(spec, isolation, parent, limits)
-            .map_err(|kind| LaunchError::new(&program, kind))
+            .map_err(|failure| LaunchError::new(&program, failure))
     }
 }
 
@@ -173,14 +173,12 @@ impl Inner {
         isolation: Isolation,
         parent: Option<&Arc<Group>>,
         limits: &GroupLimits,
-    ) -> Result<Child, LaunchErrorKind> {
+    ) -> Result<Child, Failure> {
         if let Some(layer) = isolation.layers.missing_from(self.available).next() {
             let missing = self.missing.iter().find(|missing| missing.layer == layer);
-            return Err(LaunchErrorKind::Missing {
-                layer,
-                reason: missing
-                    .map_or_else(|| "it was not tried".to_owned(), |missing| missing.reason.clone()),
-            });
+            let reason =
+                missing.map_or_else(|| "it was not tried".to_owned(), |missing| missing.reason.clone());
+            return Err(LaunchErrorKind::Missing { layer, reason }.into());
         }
         self.start(spec, isolation, parent, limits)
     }
@@ -191,7 +189,7 @@ impl Inner {
         isolation: Isolation,
         parent: Option<&Arc<Group>>,
         limits: &GroupLimits,
-    ) -> Result<Child, LaunchErrorKind> {
+    ) -> Result<Child, Failure> {
         let group = match &self.groups {
             Some(groups) if isolation.layers.has(Layer::ControlGroups) => {
                 let name = format!("box-{}", self.boxes.fetch_add(1, Ordering::Relaxed));
@@ -214,7 +212,8 @@ impl Inner {
                 return Err(LaunchErrorKind::Missing {
                     layer: Layer::Namespaces,
                     reason: format!("a user of its own: {reason}"),
-                });
+                }
+                .into());
             }
         };
         let outer_ids = match &lease {
@@ -275,7 +274,7 @@ impl Inner {
         };
         let tried = self
             .start(spec, isolation, None, &limits)
-            .map_err(|kind| chain(&kind))
+            .map_err(|failure| chain(&failure.kind))
             .and_then(|child| child.wait().map_err(|error| chain(&error)));
         match tried {
             Ok(outcome) if outcome.status.success() => Ok(()),

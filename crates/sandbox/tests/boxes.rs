@@ -13,7 +13,9 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use sandbox::{Calls, GroupLimits, Groups, Isolation, Layer, Layers, Level, Limits, Sandbox, Spec};
+use sandbox::{
+    Calls, GroupLimits, Groups, Isolation, LaunchErrorKind, Layer, Layers, Level, Limits, Sandbox, Spec,
+};
 
 fn spec(words: &[&str]) -> Spec {
     let mut spec = Spec::new(common::probe_program());
@@ -81,6 +83,39 @@ fn privileged_boxes_with_one_layer_start_side_by_side() {
             scope.spawn(launch_some);
         }
     });
+}
+
+#[test]
+fn privileged_a_limit_that_is_too_low_for_the_box_itself_is_told_as_what_it_is() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let mut refusals = 0;
+    for kibibytes in [4, 64, 128, 256, 512, 1024, 2048] {
+        let limits = GroupLimits {
+            memory_bytes: Some(kibibytes << 10),
+            ..GroupLimits::default()
+        };
+        let isolation = Level::Strict.isolation(Calls::Worker);
+        match sandbox.launch(spec(&["exit=0"]), isolation, None, &limits) {
+            Ok(child) => {
+                let outcome = child.wait().unwrap();
+                assert!(
+                    outcome.out_of_memory || outcome.status.success(),
+                    "{kibibytes} KiB: {outcome:?}"
+                );
+            }
+            Err(error) => {
+                refusals += 1;
+                assert!(
+                    matches!(error.kind(), LaunchErrorKind::OutOfMemory),
+                    "{kibibytes} KiB: {error:?}"
+                );
+            }
+        }
+    }
+    assert!(refusals > 0);
+    assert_eq!(common::boxes_of(std::process::id()), Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -16,6 +16,7 @@
 
 pub mod assetmanagerd;
 mod background;
+pub mod frozen;
 pub mod image;
 pub mod lab;
 pub mod otlp;

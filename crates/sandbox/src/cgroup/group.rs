@@ -40,8 +40,9 @@ pub struct Group {
     /// From the launching process's own group on.
     own_path: PathBuf,
     places: Vec<Hierarchy>,
+    is_memory_limited: bool,
     /// Keeps the group above alive.
-    _above: Option<Arc<Self>>,
+    above: Option<Arc<Self>>,
     removed: bool,
 }
 
@@ -62,7 +63,8 @@ impl Group {
             name: name.to_owned(),
             own_path: PathBuf::from(name),
             places: Vec::new(),
-            _above: None,
+            is_memory_limited: false,
+            above: None,
             removed: false,
         };
         for hierarchy in above {
@@ -88,7 +90,8 @@ impl Group {
             }
         }
         let mut group = Self::create(&self.places, name)?;
-        group._above = Some(Arc::clone(self));
+        group.above = Some(Arc::clone(self));
+        group.is_memory_limited = limits.memory_bytes.is_some();
         group.own_path = self.own_path.join(name);
         for (path, value) in group.limit_files(limits) {
             write(&path, &value)?;
@@ -231,6 +234,13 @@ impl Group {
             }
         }
         usage
+    }
+
+    /// Whether the kernel has killed something in it, or in one above that has a limit of its own, because there was no
+    /// memory left. Without a limit the figure of the unified hierarchy says nothing: it counts all groups below.
+    pub(crate) fn was_out_of_memory(&self) -> bool {
+        let above = self.above.as_ref().filter(|above| above.is_memory_limited);
+        self.usage().oom_kills > 0 || above.is_some_and(|above| above.was_out_of_memory())
     }
 
     /// Sends SIGKILL to everything in it. A process that is being forked meanwhile may escape where the kernel has no

@@ -11,11 +11,16 @@ mod detect;
 mod group;
 mod sweep;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use self::{
     detect::Version,
     group::{Group, GroupLimits, GroupUsage},
+    sweep::Survivor,
 };
 use self::{
     detect::{Hierarchy, detect},
@@ -76,6 +81,7 @@ pub enum GroupError {
 pub struct Groups {
     version: Version,
     base: Arc<Group>,
+    survivors: Arc<[Survivor]>,
 }
 
 impl Controller {
@@ -131,8 +137,9 @@ impl Groups {
                 });
             }
         }
+        let tops: Vec<&Path> = host.hierarchies.iter().map(|hierarchy| &*hierarchy.top).collect();
+        let survivors = sweep::sweep(&tops, name, sweep::PATIENCE);
         for hierarchy in &host.hierarchies {
-            sweep::sweep(&hierarchy.top, name);
             make_room(hierarchy, name)?;
         }
         let own_name = format!("{name}-{}", sweep::identity());
@@ -140,6 +147,7 @@ impl Groups {
         let groups = Self {
             version: host.version,
             base: Arc::new(base),
+            survivors: survivors.into(),
         };
         groups.try_out()?;
         Ok(groups)
@@ -161,6 +169,12 @@ impl Groups {
     #[must_use]
     pub const fn version(&self) -> Version {
         self.version
+    }
+
+    /// What of earlier processes of the same name was not gone ten seconds after SIGKILL, at the start of this one.
+    #[must_use]
+    pub fn survivors(&self) -> &[Survivor] {
+        &self.survivors
     }
 
     /// A new group. Its name is one component of a path.

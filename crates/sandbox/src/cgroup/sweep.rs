@@ -9,12 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{GroupError, group::remove_directory};
 
 /// How long what is swept may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Processes that are held open at a time to be signalled.
+const DESCRIPTORS: usize = 64;
 
 /// Groups below one another that are looked at: service managers and orchestrators nest some five, a launching process
 /// makes three.
@@ -53,36 +56,80 @@ fn start_time(process: u32) -> Option<u64> {
     }
 }
 
-/// Ends and removes the groups `NAME-IDENTITY` (see [`identity`]) anywhere below `top` whose process is gone: the next
-/// start need not be in the group that the last one was in. Those of another pid namespace are left alone: whether their
-/// process lives cannot be seen from here.
-pub(super) fn sweep(top: &Path, name: &str) {
+/// Processes of an earlier start that live on after SIGKILL, as one in uninterruptible sleep does. They keep their control
+/// group with its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    name: String,
+    /// In each hierarchy where something lives, the group that this process's predecessor had made.
+    bases: Vec<PathBuf>,
+}
+
+impl Survivor {
+    /// The name that the group has, or the one that it is in, below its launching process's own.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Kills them once more, and says whether they are gone now; if so, their groups are removed.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let all_gone = self.bases.iter().all(|base| {
+            let ended = end(&base.join(&self.name), Instant::now());
+            ended.is_ok_and(|living| living.is_empty())
+        });
+        for base in self.bases.iter().filter(|_| all_gone) {
+            // Another survivor may be in it, who will do it then.
+            let _ = fs::remove_dir(base);
+        }
+        all_gone
+    }
+}
+
+/// Ends and removes the groups `NAME-IDENTITY` (see [`identity`]) anywhere below each of `tops` whose process is gone: the
+/// next start need not be in the group that the last one was in. Those of another pid namespace are left alone: whether
+/// their process lives cannot be seen from here.
+///
+/// What lives on `patience` after SIGKILL is given back. To refuse the start for it would help nobody.
+pub(super) fn sweep(tops: &[&Path], name: &str, patience: Duration) -> Vec<Survivor> {
     let is_left_behind = |group: &Path| {
         let found = group.file_name().and_then(|found| found.to_str());
         let identity = found.and_then(|found| found.strip_prefix(name)?.strip_prefix('-'));
         identity.is_some_and(is_left_behind)
     };
+    let deadline = Instant::now() + patience;
+    let mut survivors: Vec<Survivor> = Vec::new();
     // The deepest first, so a group is looked at before the one that it is in.
-    for group in tree(top).into_iter().filter(|group| is_left_behind(group)) {
-        tracing::info!(group = %group.display(), "Removing the control groups of a process that is gone");
-        match end(&group) {
-            // What cannot be killed keeps its group with its limits. To refuse the start for it would help nobody.
-            Err(error @ GroupError::Unkillable { .. }) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "Processes of an earlier start live on"
-                );
-            }
+    let groups = tops.iter().flat_map(|top| tree(top));
+    for base in groups.filter(|group| is_left_behind(group)) {
+        tracing::info!(group = %base.display(), "Removing the control groups of a process that is gone");
+        let living = match end(&base, deadline) {
+            Ok(living) => living,
             // As in a part of the hierarchy that this process may not write to.
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "Control groups of an earlier start stay"
                 );
+                continue;
             }
-            Ok(()) => {}
+        };
+        for group in living {
+            tracing::error!(group = %group.display(), "Processes of an earlier start live on after SIGKILL");
+            let below = group.strip_prefix(&base).ok().and_then(|path| path.iter().next());
+            let name = below.unwrap_or_default().to_string_lossy();
+            match survivors.iter_mut().find(|known| known.name == name) {
+                Some(known) if known.bases.contains(&base) => {}
+                Some(known) => known.bases.push(base.clone()),
+                None => survivors.push(Survivor {
+                    name: name.into_owned(),
+                    bases: vec![base.clone()],
+                }),
+            }
         }
     }
+    survivors
 }
 
 /// Whether an identity is that of a process of this pid namespace that is gone.
@@ -101,25 +148,32 @@ fn owner(identity: &str) -> Option<(u32, u64)> {
     Some((process.parse().ok()?, started.parse().ok()?))
 }
 
-/// Kills everything in a tree of groups and removes it, deepest first.
-fn end(top: &Path) -> Result<(), GroupError> {
-    let unified = top.join("cgroup.events").exists();
-    let deadline = Instant::now() + PATIENCE;
+/// Kills everything in a tree of groups and removes it, deepest first. Gives the groups in which something lives at the
+/// deadline; they stay, with those that they are in.
+fn end(top: &Path, deadline: Instant) -> Result<Vec<PathBuf>, GroupError> {
+    let mut living: Vec<PathBuf> = Vec::new();
     for group in tree(top) {
+        if living.iter().any(|below| below.starts_with(&group)) {
+            continue;
+        }
+        let unified = group.join("cgroup.events").exists();
         while !is_empty(unified, &group) {
             kill(unified, &group);
             if Instant::now() >= deadline {
-                return Err(GroupError::Unkillable { path: group });
+                living.push(group.clone());
+                break;
             }
             thread::sleep(Duration::from_millis(1));
         }
-        remove_directory(&group)?;
+        if living.last() != Some(&group) {
+            remove_directory(&group)?;
+        }
     }
-    Ok(())
+    Ok(living)
 }
 
 /// All groups of a tree, the deepest first.
-fn tree(top: &Path) -> Vec<PathBuf> {
+pub(super) fn tree(top: &Path) -> Vec<PathBuf> {
     let mut groups = vec![(top.to_owned(), 0)];
     let mut next = 0;
     while let Some((group, depth)) = groups.get(next).cloned() {
@@ -141,12 +195,20 @@ pub(super) fn kill(unified: bool, directory: &Path) {
     if unified && fs::write(directory.join("cgroup.kill"), "1").is_ok() {
         return;
     }
-    let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    for process in members.lines().filter_map(|line| line.trim().parse().ok()) {
-        if let Some(process) = Pid::from_raw(process) {
-            // Gone since, or a number that is somebody else's by now: it would have had to leave the group between two
-            // system calls, which only a process that has ended does, and numbers are given anew in turn.
-            let _ = kill_process(process, Signal::KILL);
+    let members = || {
+        let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        let numbers = members.lines().filter_map(|line| line.trim().parse().ok());
+        numbers.filter_map(Pid::from_raw).collect::<Vec<_>>()
+    };
+    for numbers in members().chunks(DESCRIPTORS) {
+        // A number can be somebody else's by the time a signal is sent to it. A descriptor is of one process, and that one
+        // is in the group when its number is there after it was opened.
+        let open = |number: &Pid| Some((*number, pidfd_open(*number, PidfdFlags::empty()).ok()?));
+        let opened: Vec<_> = numbers.iter().filter_map(open).collect();
+        let still: Vec<_> = members();
+        for (_, process) in opened.iter().filter(|(number, _)| still.contains(number)) {
+            // Gone since.
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 }

@@ -298,58 +298,129 @@ fn only_groups_of_dead_processes_of_this_namespace_are_swept() {
     }
 }
 
-/// A supervisor may start the next daemon in another group, and before it has waited for the last one.
-#[test]
-fn privileged_groups_of_an_earlier_start_are_found_wherever_it_was() {
+/// Control groups in which the groups of launching processes are made by hand, one in each hierarchy; removed with this.
+struct Outer {
+    groups: Vec<std::path::PathBuf>,
+}
+
+impl Outer {
+    fn new(host: &detect::Host, name: &str) -> Option<Self> {
+        let tops = host.hierarchies.iter().map(|hierarchy| &hierarchy.top);
+        let outer = Self {
+            groups: tops.map(|top| top.join(format!("{name}.scope"))).collect(),
+        };
+        let all_made = outer.groups.iter().all(|group| fs::create_dir(group).is_ok());
+        (all_made && !outer.groups.is_empty()).then_some(outer)
+    }
+
+    /// All groups that launching processes have in it.
+    fn bases(&self) -> Vec<std::path::PathBuf> {
+        let entries = self.groups.iter().flat_map(|group| fs::read_dir(group).unwrap());
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_dir()).collect()
+    }
+}
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        for group in self.groups.iter().flat_map(|group| sweep::tree(group)) {
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
+fn this_host() -> detect::Host {
     let read = |path: &str| fs::read_to_string(path).unwrap();
-    let host = detect(
+    detect(
         &read("/proc/self/mountinfo"),
         &read("/proc/self/cgroup"),
         |path| fs::read_to_string(path).ok(),
-    );
+    )
+}
+
+/// The identity of a process that has ended, and that nobody has waited for.
+fn identity_of_a_zombie(zombie: &std::process::Child) -> String {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    let identity = sweep::identity_of(zombie.id());
+    let number = Pid::from_raw(zombie.id().cast_signed()).unwrap();
+    waitid(WaitId::Pid(number), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+    identity
+}
+
+/// A supervisor may start the next daemon in another group, and before it has waited for the last one.
+#[test]
+fn privileged_groups_of_an_earlier_start_are_found_wherever_it_was() {
+    let host = this_host();
     let name = format!("sandbox-sweep-{}", std::process::id());
-    let outer: Vec<_> = host
-        .hierarchies
-        .iter()
-        .map(|hierarchy| hierarchy.top.join(format!("{name}.scope")))
-        .collect();
-    if outer.is_empty() || outer.iter().any(|group| fs::create_dir(group).is_err()) {
-        for group in &outer {
-            let _ = fs::remove_dir(group);
-        }
+    let Some(outer) = Outer::new(&host, &name) else {
         return test_support::lab::skip("no control groups that can be made here");
-    }
-    let mut zombie = std::process::Command::new("true").spawn().unwrap();
-    let identity = {
-        let identity = sweep::identity_of(zombie.id());
-        // Ended, and not waited for: WNOWAIT leaves it as it is.
-        rustix::process::waitid(
-            rustix::process::WaitId::Pid(rustix::process::Pid::from_raw(zombie.id().cast_signed()).unwrap()),
-            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
-        )
-        .unwrap();
-        identity
     };
-    for group in &outer {
+    let mut zombie = std::process::Command::new("true").spawn().unwrap();
+    let identity = identity_of_a_zombie(&zombie);
+    for group in &outer.groups {
         fs::create_dir_all(group.join(format!("{name}-{identity}")).join("box")).unwrap();
         fs::create_dir(group.join(format!("{name}-{}", sweep::identity()))).unwrap();
     }
-    for hierarchy in &host.hierarchies {
-        sweep::sweep(&hierarchy.top, &name);
-    }
-    let left: Vec<_> = outer
-        .iter()
-        .flat_map(|group| fs::read_dir(group).unwrap().flatten())
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| entry.path())
-        .collect();
+    let tops: Vec<&Path> = host.hierarchies.iter().map(|hierarchy| &*hierarchy.top).collect();
+    let survivors = sweep::sweep(&tops, &name, sweep::PATIENCE);
+    let left = outer.bases();
     zombie.wait().unwrap();
-    for group in left.iter().chain(&outer) {
-        fs::remove_dir(group).unwrap();
-    }
+    assert_eq!(survivors, []);
     assert_eq!(
         left.len(),
-        outer.len(),
+        outer.groups.len(),
         "that of a living process stays: {left:?}"
     );
+}
+
+#[test]
+fn privileged_what_outlives_a_sweep_is_named_and_keeps_its_group_until_it_is_gone() {
+    let host = this_host();
+    let name = format!("sandbox-survivor-{}", std::process::id());
+    let (frozen, file) = match test_support::frozen::Frozen::new() {
+        Ok(made) => made,
+        Err(reason) => {
+            return test_support::lab::skip(format!("no file system can be frozen here: {reason}"));
+        }
+    };
+    let Some(outer) = Outer::new(&host, &name) else {
+        return test_support::lab::skip("no control groups that can be made here");
+    };
+    let mut zombie = std::process::Command::new("true").spawn().unwrap();
+    let identity = identity_of_a_zombie(&zombie);
+    // Whoever it is: it waits for what never comes, so that it is in its groups before it sleeps.
+    let mut stuck = std::process::Command::new("sh")
+        .args(["-c", "read line; echo line"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(file)
+        .spawn()
+        .unwrap();
+    for group in &outer.groups {
+        let base = group.join(format!("{name}-{identity}"));
+        for below in ["idle/box-0", "stuck/box-1"] {
+            fs::create_dir_all(base.join(below)).unwrap();
+        }
+        fs::write(base.join("stuck/box-1/cgroup.procs"), stuck.id().to_string()).unwrap();
+    }
+    drop(stuck.stdin.take());
+    let stat = format!("/proc/{}/stat", stuck.id());
+    while !fs::read_to_string(&stat).unwrap().contains(") D ") {
+        std::thread::yield_now();
+    }
+
+    let tops: Vec<&Path> = host.hierarchies.iter().map(|hierarchy| &*hierarchy.top).collect();
+    let survivors = sweep::sweep(&tops, &name, std::time::Duration::from_millis(200));
+    let names: Vec<&str> = survivors.iter().map(Survivor::name).collect();
+    let gone_while_frozen = survivors.iter().any(Survivor::is_gone);
+    let kept = outer.bases();
+    let idle_is_gone = kept.iter().all(|base| !base.join("idle").exists());
+    frozen.thaw();
+    let status = stuck.wait().unwrap();
+    zombie.wait().unwrap();
+    assert_eq!(names, ["stuck"]);
+    assert!(!gone_while_frozen && idle_is_gone);
+    assert_eq!(kept.len(), outer.groups.len(), "its limits hold: {kept:?}");
+    assert!(!status.success(), "it was killed: {status}");
+    assert!(survivors.iter().all(Survivor::is_gone));
+    assert_eq!(outer.bases(), Vec::<std::path::PathBuf>::new());
 }
