@@ -12,18 +12,24 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use builder_core::{
     build::{BuildId, BuildState},
     event::LogLine,
     request::BuildRequest,
-    service::Builder,
+    service::{Builder, Check},
+    worker::{Launcher, ProcessLauncher, Survivor, WorkerSpec},
 };
 use common::{PATIENCE, files_below, request, sample, worker_command};
 use futures_util::StreamExt;
 use tenant::TenantId;
 use test_support::registry::{Misbehaviour, Registry};
+use tokio::time::Instant;
 
 fn alice() -> TenantId {
     "alice".parse().unwrap()
@@ -128,6 +134,107 @@ async fn a_build_that_was_running_starts_over_and_its_leftovers_are_gone() {
             .all(|(line, sequence)| line.sequence == sequence)
     );
     assert!(log.iter().any(|line| line.message.contains("it starts over")));
+}
+
+/// A launcher that says that a build of the last start has processes that SIGKILL has not ended, until it is told
+/// otherwise.
+#[derive(Debug)]
+struct Outlived {
+    launcher: ProcessLauncher,
+    build: String,
+    are_gone: Arc<AtomicBool>,
+}
+
+impl Launcher for Outlived {
+    fn survivors(&self) -> Vec<Box<dyn Survivor>> {
+        vec![Box::new(Undead {
+            build: self.build.clone(),
+            are_gone: Arc::clone(&self.are_gone),
+        })]
+    }
+
+    fn launch(&self, spec: WorkerSpec) -> Result<sandbox::Child, sandbox::LaunchError> {
+        self.launcher.launch(spec)
+    }
+}
+
+#[derive(Debug)]
+struct Undead {
+    build: String,
+    are_gone: Arc<AtomicBool>,
+}
+
+impl Survivor for Undead {
+    fn build(&self) -> &str {
+        &self.build
+    }
+
+    fn is_gone(&self) -> bool {
+        self.are_gone.load(Ordering::Relaxed)
+    }
+}
+
+/// As soon as the last handle of the service before is gone.
+async fn restart_with_survivors(directory: &Path, build: BuildId, are_gone: &Arc<AtomicBool>) -> Builder {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut config = serve::config(directory, worker_command("worker"));
+        config.launcher = Some(Arc::new(Outlived {
+            launcher: ProcessLauncher::from_command(&worker_command("worker")).unwrap(),
+            build: build.to_string(),
+            are_gone: Arc::clone(are_gone),
+        }));
+        match Builder::start(config).await {
+            Ok(builder) => return builder,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_processes_outlive_the_service_keeps_its_place_over_restarts() {
+    for is_cancelled in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (registry, reference) = stalling_registry();
+        let killed = Running::start(directory.path(), Some(&request(&reference)), None);
+        assert!(registry.wait_for_stalled(1, PATIENCE));
+        let id = killed.kill().unwrap();
+
+        let are_gone = Arc::default();
+        let builder = restart_with_survivors(directory.path(), id, &are_gone).await;
+        let other = builder.create(request(&reference)).await.unwrap().id;
+        builder.shutdown(PATIENCE).await;
+        drop(builder);
+        let builder = restart_with_survivors(directory.path(), id, &are_gone).await;
+        let state_of = async |id| builder.get(&alice(), &id).await.unwrap().state;
+        let alarm = Check::Alarm("1 workers live on after SIGKILL".to_owned());
+        assert_eq!(builder.health().await.isolation, alarm);
+        let state = state_of(id).await;
+        assert!(!state.is_terminal() && state != BuildState::Pending, "{state:?}");
+        assert_eq!(state_of(other).await, BuildState::Pending, "there is one place");
+
+        are_gone.store(!is_cancelled, Ordering::Relaxed);
+        let expected = if is_cancelled {
+            let builder = builder.clone();
+            let cancelling = tokio::spawn(async move { builder.cancel(&alice(), &id).await });
+            are_gone.store(true, Ordering::Relaxed);
+            cancelling.await.unwrap().unwrap().state
+        } else {
+            BuildState::Completed
+        };
+        registry.behave();
+        registry.release();
+        let told = log(&builder, id).await;
+        assert_eq!(state_of(id).await, expected);
+        assert!(
+            told.iter().any(|line| line.message.contains("outlived")),
+            "{told:?}"
+        );
+        log(&builder, other).await;
+        assert_eq!(state_of(other).await, BuildState::Completed);
+        assert_eq!(builder.health().await.isolation, Check::Disabled);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

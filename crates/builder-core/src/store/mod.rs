@@ -34,7 +34,7 @@ use rusqlite::{Connection, Transaction};
 use rustix::{fs::FlockOperation, io::Errno};
 
 pub(crate) use audit::note as note_audit_event;
-pub(crate) use builds::{BuildChange, Finished, Requeued};
+pub(crate) use builds::{BuildChange, Finished, Requeued, StoredBuild};
 pub(crate) use logs::{NewLine, PageSize, last_lines, lines_after};
 pub(crate) use outbox::{Claimed, Deletion, Duty, LONGEST_WAIT, Postponed, Registration};
 pub(crate) use queue::{Inserted, NewBuild, Started, Turn};

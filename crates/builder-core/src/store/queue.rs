@@ -233,10 +233,12 @@ impl Store {
     }
 
     /// Ends what has a reservation although no build of this database runs: nothing does that, and nothing may stay
-    /// reserved for ever if something did. Says how many.
-    pub(crate) async fn release_leftovers(&self) -> Result<usize, StoreError> {
-        self.write(|transaction| {
-            let left = account::running(transaction)?;
+    /// reserved for ever if something did. Those that are `held` are left alone. Says how many.
+    pub(crate) async fn release_leftovers(&self, held: Vec<BuildId>) -> Result<usize, StoreError> {
+        let held: Vec<String> = held.iter().map(ToString::to_string).collect();
+        self.write(move |transaction| {
+            let mut left = account::running(transaction)?;
+            left.retain(|build| !held.contains(build));
             for build in &left {
                 account::end(transaction, build, &NOTHING, super::now())?;
             }

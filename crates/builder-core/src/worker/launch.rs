@@ -66,6 +66,25 @@ pub struct BuildBox {
     pub cpu_cores: Option<u32>,
 }
 
+/// Processes of a build of an earlier start that SIGKILL has not ended.
+pub trait Survivor: fmt::Debug + Send + Sync {
+    /// The [name](BuildBox::name) of the build.
+    fn build(&self) -> &str;
+
+    /// Whether nothing of them lives any more. May block for some milliseconds.
+    fn is_gone(&self) -> bool;
+}
+
+impl Survivor for sandbox::Survivor {
+    fn build(&self) -> &str {
+        self.name()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_gone()
+    }
+}
+
 /// Starts worker processes. The seam at which isolation comes in.
 pub trait Launcher: fmt::Debug + Send + Sync {
     /// Whether a request may ask for a level of isolation from 1 to 3.
@@ -92,6 +111,11 @@ pub trait Launcher: fmt::Debug + Send + Sync {
     /// Whether boxes can still be made: makes one. `None` for a launcher without any. May block for some milliseconds.
     fn check(&self) -> Option<Result<(), String>> {
         None
+    }
+
+    /// Processes of builds of an earlier start that live on after SIGKILL. May block.
+    fn survivors(&self) -> Vec<Box<dyn Survivor>> {
+        Vec::new()
     }
 
     /// Starts a worker. May block for some milliseconds.
@@ -257,6 +281,13 @@ impl Launcher for BoxLauncher {
 
     fn check(&self) -> Option<Result<(), String>> {
         Some(self.sandbox.check(self.layers()))
+    }
+
+    fn survivors(&self) -> Vec<Box<dyn Survivor>> {
+        let groups = self.sandbox.groups();
+        let survivors = groups.map(|groups| groups.survivors()).unwrap_or_default();
+        let boxed = survivors.iter().cloned().map(|survivor| Box::new(survivor) as _);
+        boxed.collect()
     }
 
     fn launch(&self, worker: WorkerSpec) -> Result<Child, LaunchError> {

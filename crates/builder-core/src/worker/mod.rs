@@ -38,7 +38,9 @@ mod session;
 pub use self::alarms::Alarms;
 pub use self::child::main;
 #[cfg(feature = "service")]
-pub use self::launch::{BoxLauncher, BuildBox, Launcher, ProcessLauncher, WorkerLimits, WorkerSpec};
+pub use self::launch::{
+    BoxLauncher, BuildBox, Launcher, ProcessLauncher, Survivor, WorkerLimits, WorkerSpec,
+};
 #[cfg(feature = "service")]
 pub(crate) use self::{
     copies::read as read_copies,

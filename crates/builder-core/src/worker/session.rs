@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use sandbox::{Child, Killer, Outcome, WaitError};
+use sandbox::{Child, Killer, LaunchErrorKind, Outcome, WaitError};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::unix::pipe,
@@ -122,10 +122,13 @@ impl Session {
             descriptors,
             limits,
         };
-        let child = tokio::task::spawn_blocking(move || launcher.launch(spec))
+        let launching = {
+            let (name, alarms) = (name.clone(), alarms.clone());
+            tokio::task::spawn_blocking(move || launch(&*launcher, spec, &name, &alarms))
+        };
+        let child = launching
             .await
-            .map_err(|error| BuildError::internal("start a worker", error))?
-            .map_err(|error| BuildError::internal("start a worker", error))?;
+            .map_err(|error| BuildError::internal("start a worker", error))??;
         let process = Process {
             killer: child.killer(),
             end: {
@@ -249,7 +252,7 @@ impl Session {
         };
         // Whatever else was said: a process that was killed for it may not have been the one that speaks.
         if outcome.out_of_memory {
-            return exceeded("needs more memory than the build may use");
+            return (usage, Err(out_of_memory(&self.name)));
         }
         if stderr.flood {
             return exceeded("writes more to its log than it may");
@@ -263,6 +266,32 @@ impl Session {
         };
         (usage, result)
     }
+}
+
+/// Starts a worker. When that fails nothing is left of it, however long that takes.
+fn launch(
+    launcher: &dyn Launcher,
+    spec: WorkerSpec,
+    name: &str,
+    alarms: &Alarms,
+) -> Result<Child, BuildError> {
+    launcher.launch(spec).map_err(|mut error| {
+        if let Some(survivor) = error.take_survivor() {
+            // How it ended is of no interest any more.
+            let _ = wait(survivor, name, alarms);
+        }
+        match error.kind() {
+            LaunchErrorKind::OutOfMemory => out_of_memory(name),
+            _ => BuildError::internal("start a worker", error),
+        }
+    })
+}
+
+fn out_of_memory(name: &str) -> BuildError {
+    BuildError::new(
+        BuildErrorKind::LimitExceeded,
+        format!("{name} needs more memory than the build may use"),
+    )
 }
 
 /// Waits until nothing of a worker is left, however long that takes: as long as a process lives on after SIGKILL, its
@@ -346,10 +375,7 @@ fn judge(name: &str, status: ExitStatus, stderr: &str) -> Result<(), BuildError>
     };
     // Rust's allocation failure under an address space limit: a message, then SIGABRT.
     if stderr.contains("memory allocation of") {
-        return error(
-            BuildErrorKind::LimitExceeded,
-            format!("{name} needs more memory than the build may use"),
-        );
+        return Err(out_of_memory(name).with_cause(stderr.to_owned()));
     }
     match status.signal() {
         Some(libc_signal::XFSZ) => error(
