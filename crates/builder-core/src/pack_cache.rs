@@ -30,13 +30,13 @@ use std::{
     collections::HashMap,
     fs::{self, File, FileTimes},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
-use rootfs::{layer::LayerIndex, pack::Pack, verity::LeafHashes};
+use rootfs::{layer::LayerIndex, verity::LeafHashes};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -358,8 +358,13 @@ impl PackCache {
     }
 
     /// Adds the hashes of the pack's blocks, those that were kept beside it or new ones. This process makes them itself, as
-    /// it takes no parsing: a guest trusts them. Blocks as long as it takes to read the pack.
-    pub(crate) fn with_leaf_hashes(&self, mut layer: LayerFile) -> io::Result<LayerFile> {
+    /// it takes no parsing: a guest trusts them. Blocks as long as it takes to read the pack, or until `is_unwanted`, which
+    /// is an error.
+    pub(crate) fn with_leaf_hashes(
+        &self,
+        mut layer: LayerFile,
+        is_unwanted: impl Fn() -> bool + Sync,
+    ) -> io::Result<LayerFile> {
         let pack_bytes = layer.record.pack_bytes;
         let kept = match &layer.hold {
             Hold::Entry { directory, .. } => Some(directory.join(LEAVES)),
@@ -368,7 +373,12 @@ impl PackCache {
         let leaves = match kept.as_deref().map(|path| read_leaves(path, pack_bytes)) {
             Some(Some(leaves)) => leaves,
             _ => {
-                let leaves = LeafHashes::of_pack(&Pack::File(Arc::new(layer.file.try_clone()?)), pack_bytes)?;
+                let leaves = LeafHashes::of_blocks(pack_bytes, |buffer, offset| {
+                    if is_unwanted() {
+                        return Err(io::Error::other("the leaf hashes are not wanted any more"));
+                    }
+                    layer.file.read_exact_at(buffer, offset)
+                })?;
                 if let Some(path) = kept
                     && let Err(error) = self.keep_leaves(&leaves, &path)
                 {
@@ -627,7 +637,6 @@ fn open_entry(directory: &Path) -> Result<LayerFile, Unusable> {
 
 /// SHA-256 of what follows the pack in a layer file.
 pub(crate) fn hash_index(file: &File, pack_bytes: u64) -> io::Result<[u8; 32]> {
-    use std::os::unix::fs::FileExt;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut offset = pack_bytes;

@@ -221,6 +221,21 @@ fn an_entry_larger_than_the_cache_lives_as_long_as_its_use() {
 }
 
 #[test]
+fn leaf_hashes_that_nobody_wants_any_more_are_left() {
+    let workspace = tempfile::tempdir().unwrap();
+    let cache = cache(&workspace, 1 << 30);
+    let maker = grant("maker");
+    let name = "sha256:0a";
+    let unwanted = publish(&cache, name, 8192, &maker);
+    assert!(cache.with_leaf_hashes(unwanted, || true).is_err());
+    let Lookup::Granted(wanted) = cache.lookup(name, &maker).unwrap() else {
+        panic!("the entry stays");
+    };
+    let wanted = cache.with_leaf_hashes(wanted, || false).unwrap();
+    assert_eq!(wanted.leaves.unwrap().blocks(), 2);
+}
+
+#[test]
 fn a_cache_that_is_off_keeps_nothing() {
     let workspace = tempfile::tempdir().unwrap();
     let cache = PackCache::open(workspace.path(), None).unwrap();

@@ -140,10 +140,12 @@ async fn one_with_leaves(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile,
     if !work.request.target.has_verity() || work.stop.is_stopped() {
         return Ok(file);
     }
-    let cache = work.config.packs.clone();
-    counted(work, move || cache.with_leaf_hashes(file))
-        .await?
-        .map_err(|error| BuildError::from_io("hash a layer's pack", error))
+    let (cache, stop) = (work.config.packs.clone(), work.stop.clone());
+    let hashed = counted(work, move || cache.with_leaf_hashes(file, || stop.is_stopped())).await?;
+    hashed.map_err(|error| match work.stop.is_stopped() {
+        true => work.stop.error(),
+        false => BuildError::from_io("hash a layer's pack", error),
+    })
 }
 
 async fn one(work: &Work<'_>, layer_idx: usize) -> Result<LayerFile, BuildError> {

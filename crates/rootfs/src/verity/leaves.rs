@@ -89,6 +89,13 @@ fn hash_into(
         loop {
             let span = spans.lock().expect("taking a span does not panic").next();
             let Some((span, nth)) = span else { break };
+            if failure
+                .lock()
+                .expect("looking at an error does not panic")
+                .is_some()
+            {
+                break;
+            }
             let bytes = &mut bytes[..span.len() * BLOCK_BYTES];
             let offset = (first + nth * SPAN_BLOCKS as u64) * BLOCK_SIZE;
             if let Err(error) = read_at(bytes, offset) {
@@ -206,14 +213,22 @@ impl LeafHashes {
     /// `InvalidInput` when `size_bytes` is no multiple of 4,096; `UnexpectedEof` when the pack is shorter; whatever
     /// reading reports.
     pub fn of_pack(pack: &Pack, size_bytes: u64) -> io::Result<Self> {
+        Self::of_blocks(size_bytes, |buffer, offset| pack.read_exact_at(buffer, offset))
+    }
+
+    /// The same of what `read` fills its buffer with from an offset on. It is called in several threads at once, and its
+    /// first error ends the work: the way to leave the pack of a layer that nobody wants any more.
+    ///
+    /// # Errors
+    /// `InvalidInput` when `size_bytes` is no multiple of 4,096, and that of `read`.
+    pub fn of_blocks(
+        size_bytes: u64,
+        read: impl Fn(&mut [u8], u64) -> io::Result<()> + Sync,
+    ) -> io::Result<Self> {
         let blocks = blocks_of(size_bytes)?;
         let count = usize::try_from(blocks).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut hashes = vec![[0; HASH_BYTES]; count];
-        hash_into(
-            &|buffer: &mut [u8], offset| pack.read_exact_at(buffer, offset),
-            0,
-            &mut hashes,
-        )?;
+        hash_into(&read, 0, &mut hashes)?;
         Ok(Self { hashes })
     }
 

@@ -251,3 +251,14 @@ fn the_kernel_is_told_where_everything_is() {
         )
     );
 }
+
+#[test]
+fn hashing_ends_with_the_first_error_of_the_reader() {
+    let calls = std::sync::atomic::AtomicUsize::new(0);
+    let result = LeafHashes::of_blocks(1 << 30, |_, _| {
+        calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Err(std::io::ErrorKind::Interrupted.into())
+    });
+    assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::Interrupted);
+    assert!(calls.into_inner() <= 8, "one for each thread");
+}
