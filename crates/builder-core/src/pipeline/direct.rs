@@ -5,7 +5,7 @@
 //! virtual machine, with a cache of its own.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::AsRawFd as _,
@@ -20,39 +20,63 @@ use rustix::fs::OFlags;
 const EXT4: i64 = 0xef53;
 
 /// Where memory for direct writes begins: at a page, which is enough for every disk. open(2).
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 /// Bytes of one write: the disk is kept busy, and the memory counts for little.
-const BUFFER_BYTES: usize = 2 << 20;
+pub(super) const BUFFER_BYTES: usize = 2 << 20;
 
 /// Less is copied by the kernel: each direct write waits for the disk.
 const MIN_BYTES: u64 = 512 << 10;
 
+/// Memory that a disk can read from and write to directly.
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    /// Where an aligned page begins.
+    start: usize,
+}
+
+impl Buffer {
+    /// [`BUFFER_BYTES`] of zeros.
+    pub(super) fn new() -> Self {
+        let bytes = vec![0; BUFFER_BYTES + ALIGNMENT];
+        // In theory it may not know; then direct access says EINVAL.
+        let start = bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        Self { bytes, start }
+    }
+
+    /// The first `length` bytes, of at most [`BUFFER_BYTES`].
+    pub(super) fn first(&mut self, length: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + length]
+    }
+}
+
+/// Another descriptor of `file` whose reads or writes go past the page cache. `None` where it is of no use or cannot be
+/// had.
+pub(super) fn reopen(file: &File, options: &mut OpenOptions) -> Option<File> {
+    let found = rustix::fs::fstatfs(file).ok()?;
+    if i128::from(found.f_type) != i128::from(EXT4) {
+        return None;
+    }
+    let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
+    // The file may have no name that could be trusted to be still its own.
+    options
+        .custom_flags(flags)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .ok()
+}
+
 /// Writes directly to an image.
 pub(super) struct Direct {
     image: File,
-    buffer: Vec<u8>,
-    /// Where in `buffer` an aligned page begins.
-    start: usize,
+    buffer: Buffer,
 }
 
 impl Direct {
     /// `None` where it is of no use or cannot be had.
     pub(super) fn open(image: &File) -> Option<Self> {
-        let found = rustix::fs::fstatfs(image).ok()?;
-        if i128::from(found.f_type) != i128::from(EXT4) {
-            return None;
-        }
-        let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
-        // The file may have no name that could be trusted to be still its own.
-        let image = File::options()
-            .write(true)
-            .custom_flags(flags)
-            .open(format!("/proc/self/fd/{}", image.as_raw_fd()))
-            .ok()?;
-        let buffer = vec![0; BUFFER_BYTES + ALIGNMENT];
-        let start = buffer.as_ptr().align_offset(ALIGNMENT);
-        (start <= ALIGNMENT).then_some(Self { image, buffer, start })
+        let image = reopen(image, File::options().write(true))?;
+        let buffer = Buffer::new();
+        Some(Self { image, buffer })
     }
 
     /// Copies whole blocks. `false` when nothing is wrong but that this is not the way for them; some of them may be there.
@@ -69,7 +93,7 @@ impl Direct {
         let mut done = 0;
         while done < length {
             let count = usize::try_from(length - done).map_or(BUFFER_BYTES, |left| left.min(BUFFER_BYTES));
-            let buffer = &mut self.buffer[self.start..self.start + count];
+            let buffer = self.buffer.first(count);
             pack.read_exact_at(buffer, pack_offset + done)?;
             match self.image.write_all_at(buffer, image_offset + done) {
                 Ok(()) => done += count as u64,

@@ -15,6 +15,7 @@
 mod ahead;
 mod assemble;
 mod contents;
+mod copy;
 mod direct;
 mod feed;
 mod fetch;

@@ -321,7 +321,7 @@ pub(super) fn hash(
 }
 
 /// SHA-256 of an image, from its beginning to wherever it is known by then. Holes are not read, only hashed.
-pub(super) struct ImageDigest<'a> {
+struct ImageDigest<'a> {
     image: &'a File,
     contents: &'a Contents,
     hasher: Sha256,
@@ -335,7 +335,7 @@ pub(super) struct ImageDigest<'a> {
 }
 
 impl<'a> ImageDigest<'a> {
-    pub(super) fn new(image: &'a File, contents: &'a Contents) -> Self {
+    fn new(image: &'a File, contents: &'a Contents) -> Self {
         Self {
             image,
             contents,
@@ -349,7 +349,7 @@ impl<'a> ImageDigest<'a> {
     }
 
     /// Goes on to `end`, below which nothing but `contents` is missing from the image, or not quite as far once it is given up.
-    pub(super) fn advance(&mut self, end: u64, done: &AtomicU64, given_up: &AtomicBool) -> io::Result<()> {
+    fn advance(&mut self, end: u64, done: &AtomicU64, given_up: &AtomicBool) -> io::Result<()> {
         // Where the data that `offset` is in, or before, begins and ends.
         let mut data = self.offset..self.offset;
         while self.offset < end && !given_up.load(Ordering::Relaxed) {
@@ -405,7 +405,7 @@ impl<'a> ImageDigest<'a> {
     }
 
     /// In hexadecimal.
-    pub(super) fn finish(self) -> String {
+    fn finish(self) -> String {
         hex::encode(self.hasher.finalize())
     }
 }

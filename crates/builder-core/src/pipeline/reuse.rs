@@ -1,31 +1,28 @@
 //! The image that an earlier build of the same made, copied instead of made again.
 //!
 //! This comes after all layers are there: a build that may not use one of its blobs has failed by then as any other.
-//! What is copied is hashed as it lies in the new file, so that nothing which happens to the old one meanwhile matters.
+//! What is hashed is what goes into the new file, so that nothing which happens to the old one meanwhile matters.
 
 use std::{
     fs::File,
     io::{self, Seek},
-    os::unix::fs::FileExt,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{self, Receiver, Sender},
+        atomic::{AtomicBool, AtomicU64},
     },
 };
-
-use rustix::io::Errno;
 
 use super::{
     Work,
     assemble::{Written, identity_of},
     blocking,
     contents::Contents,
+    copy,
     layers::entry_name,
     own::counted,
     progress::{Phase, megabytes},
-    publish::{self, Draft, ImageDigest},
+    publish::{self, Draft},
 };
 use crate::{
     error::BuildError,
@@ -36,9 +33,6 @@ use crate::{
     shape::Shape,
     worker::HashTree,
 };
-
-/// Bytes that are copied between two looks at whether the build is still wanted.
-const STEP_BYTES: u64 = 16 << 20;
 
 /// Where a build looks for its image, and notes it.
 pub(super) struct Reuse {
@@ -100,7 +94,8 @@ impl Reuse {
             return Ok(None);
         }
         work.progress.begin(Phase::Copy, record.size_bytes).await;
-        let (way, checksum) = match self.transfer(work, &record, source, draft).await? {
+        let transfer = Box::pin(self.transfer(work, &record, source, draft));
+        let (way, checksum) = match transfer.await? {
             Ok(transferred) => transferred,
             Err(error) => {
                 self.refuse(work, Level::Warn, &format!("cannot be read: {}", error.kind()))
@@ -138,8 +133,11 @@ impl Reuse {
         Ok(Some(Reused { written, checksum }))
     }
 
-    /// Copies the image and hashes the copy as it grows; then it is also on the disk. Gives the way in words, and the hash.
-    /// The outer error ends the build, the inner one this attempt.
+    /// Copies the image and hashes the copy; then it is also on the disk. Gives the way in words, and the hash. The outer
+    /// error ends the build, the inner one this attempt.
+    ///
+    /// Blocks are shared where both lie on one file system that can (ioctl_ficlone(2)). Nothing of the copy is linked to
+    /// the old image in a way that a later write to either would show in the other.
     async fn transfer(
         &self,
         work: &Work<'_>,
@@ -147,46 +145,39 @@ impl Reuse {
         source: File,
         draft: &Draft,
     ) -> Result<io::Result<(&'static str, String)>, BuildError> {
-        let file = || {
-            draft
-                .file()
-                .try_clone()
-                .map_err(|error| BuildError::internal("copy an image", error))
-        };
-        let done = Arc::new(AtomicU64::new(0));
-        // Either thread ends when the other fails.
-        let given_up = Arc::new(AtomicBool::new(false));
-        let size_bytes = record.size_bytes;
-        let (copied, grown) = mpsc::channel();
-        let copying = {
-            let (target, given_up) = (file()?, Arc::clone(&given_up));
-            counted(work, move || {
-                copy(&source, &target, size_bytes, &copied, &given_up)
-            })
-        };
-        let hashing = {
-            let (target, done, given_up) = (file()?, Arc::clone(&done), Arc::clone(&given_up));
-            counted(work, move || {
-                let hashed = hash_growing(&target, &grown, &done, &given_up);
-                if hashed.is_err() {
-                    given_up.store(true, Ordering::Relaxed);
-                }
-                hashed
-            })
-        };
-        let to_disk = async {
-            let way = publish::watched(work, copying, &done, &given_up).await?;
-            if way.is_ok() {
-                draft.sync().await?;
-            }
-            Ok::<_, BuildError>(way)
-        };
-        let (way, checksum) = tokio::join!(to_disk, publish::watched(work, hashing, &done, &given_up));
-        match way? {
-            Err(error) if is_of_target(&error) => Err(BuildError::from_io("write the image", error)),
-            Err(error) => Ok(Err(error)),
-            Ok(way) => Ok(checksum?.map(|checksum| (way, checksum))),
+        let target = draft
+            .file()
+            .try_clone()
+            .map_err(|error| BuildError::internal("copy an image", error))?;
+        if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+            let hash = share(work, record.size_bytes, target, draft).await?;
+            return Ok(hash.map(|hash| ("its blocks are shared", hash)));
         }
+        let prepared = copy::prepare(source, target, record.size_bytes);
+        let (reader, writer, hasher) =
+            prepared.map_err(|error| BuildError::from_io("write the image", error))?;
+        let done = Arc::new(AtomicU64::new(0));
+        let given_up = Arc::new(AtomicBool::new(false));
+        let reading = {
+            let given_up = Arc::clone(&given_up);
+            counted(work, move || reader.run(&given_up))
+        };
+        let writing = counted(work, move || writer.run());
+        let hashing = {
+            let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
+            counted(work, move || hasher.run(&done, &given_up))
+        };
+        let all = async {
+            let (read, written, hash) = tokio::join!(reading, writing, hashing);
+            Ok((read?, written?, hash?))
+        };
+        let (read, written, hash) = publish::watched(work, all, &done, &given_up).await?;
+        written.map_err(|error| BuildError::from_io("write the image", error))?;
+        if let Err(error) = read {
+            return Ok(Err(error));
+        }
+        draft.sync().await?;
+        Ok(Ok(("copied", hash)))
     }
 
     async fn refuse(&self, work: &Work<'_>, level: Level, reason: &str) {
@@ -221,148 +212,27 @@ fn empty(draft: &Draft) -> Result<(), BuildError> {
         .map_err(|error| BuildError::from_io("empty the image", error))
 }
 
-/// Whether it was certainly not the old image that failed.
-fn is_of_target(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
-}
-
-/// Hashes a copy as far as `grown` says that it has come, until nobody says so any more. What is hashed is the copy as it lies in
-/// its own file: whatever happens to the old one meanwhile does not matter.
-fn hash_growing(
-    target: &File,
-    grown: &Receiver<u64>,
-    done: &AtomicU64,
-    given_up: &AtomicBool,
-) -> io::Result<String> {
-    let nothing = Contents::default();
-    let mut digest = ImageDigest::new(target, &nothing);
-    for end in grown {
-        digest.advance(end, done, given_up)?;
-    }
-    Ok(digest.finish())
-}
-
-/// Copies the first `size_bytes` of `source` into the empty `target`, holes as holes; says in words how. `copied` hears
-/// how far it has come.
-///
-/// Blocks are shared where both lie on one file system that can (ioctl_ficlone(2)), else copied by the kernel
-/// (copy_file_range(2)), else through memory. Nothing of `target` is linked to `source` in a way that a later write to
-/// either would show in the other.
-fn copy(
-    source: &File,
-    target: &File,
+/// Cuts a file that shares all of an image's blocks to its size, and hashes it while it goes to the disk.
+async fn share(
+    work: &Work<'_>,
     size_bytes: u64,
-    copied: &Sender<u64>,
-    given_up: &AtomicBool,
-) -> io::Result<&'static str> {
-    // Nobody listens any more when hashing has failed, which ends this too.
-    let tell = |end| {
-        let _ = copied.send(end);
+    image: File,
+    draft: &Draft,
+) -> Result<io::Result<String>, BuildError> {
+    // It may have grown since it was looked at.
+    image
+        .set_len(size_bytes)
+        .map_err(|error| BuildError::from_io("write the image", error))?;
+    let done = Arc::new(AtomicU64::new(0));
+    let given_up = Arc::new(AtomicBool::new(false));
+    let hashing = {
+        let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
+        counted(work, move || {
+            publish::hash(&image, &Contents::default(), size_bytes, &done, &given_up)
+        })
     };
-    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
-        // It may have grown since it was looked at.
-        target.set_len(size_bytes)?;
-        tell(size_bytes);
-        return Ok("its blocks are shared");
-    }
-    target.set_len(size_bytes)?;
-    let mut offset = 0;
-    while offset < size_bytes && !given_up.load(Ordering::Relaxed) {
-        let data = publish::next_data(source, offset, size_bytes)?;
-        offset = data.start;
-        while offset < data.end && !given_up.load(Ordering::Relaxed) {
-            let length = (data.end - offset).min(STEP_BYTES);
-            offset += copy_range(source, target, offset, length)?;
-            tell(offset);
-        }
-    }
-    tell(size_bytes);
-    Ok("copied")
-}
-
-/// Copies at most `length` bytes at `offset`, at least one.
-fn copy_range(source: &File, target: &File, offset: u64, length: u64) -> io::Result<u64> {
-    let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-    let (mut from, mut to) = (offset, offset);
-    match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), wanted) {
-        // It was cut off since it was looked at.
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(copied) => Ok(copied as u64),
-        // Two file systems, or one that does not know the call.
-        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-            let mut buffer = vec![0; wanted.min(1 << 20)];
-            source.read_exact_at(&mut buffer, offset)?;
-            target.write_all_at(&buffer, offset)?;
-            Ok(buffer.len() as u64)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use sha2::{Digest as _, Sha256};
-
-    use super::*;
-
-    #[test]
-    fn a_copy_has_the_same_bytes_and_holes() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = |name: &str| {
-            File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(directory.path().join(name))
-                .unwrap()
-        };
-        let (source, target) = (open("source"), open("target"));
-        let size = 40 << 20;
-        source.set_len(size).unwrap();
-        source.write_all_at(&[1; 5000], 0).unwrap();
-        source.write_all_at(&vec![2; 20 << 20], 10 << 20).unwrap();
-        source.write_all_at(b"end", size - 3).unwrap();
-
-        let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
-        let (copied, grown) = mpsc::channel();
-        let hash = std::thread::scope(|scope| {
-            let hashing = {
-                let (target, done, given_up) = (&target, &done, &given_up);
-                scope.spawn(move || hash_growing(target, &grown, done, given_up))
-            };
-            copy(&source, &target, size, &copied, &given_up).unwrap();
-            drop(copied);
-            hashing.join().unwrap().unwrap()
-        });
-        assert_eq!(done.load(Ordering::Relaxed), size);
-        let read = |file: &File| {
-            let mut bytes = vec![0; usize::try_from(size).unwrap()];
-            file.read_exact_at(&mut bytes, 0).unwrap();
-            bytes
-        };
-        assert!(read(&source) == read(&target));
-        assert_eq!(hash, hex::encode(Sha256::digest(read(&target))));
-        assert_eq!(target.metadata().unwrap().len(), size);
-        let allocated = |file: &File| {
-            file.sync_all().unwrap();
-            file.metadata().unwrap().blocks() * 512
-        };
-        assert!(allocated(&target) <= allocated(&source) + (1 << 20));
-        // Not the same file: a write to one is none to the other.
-        source.write_all_at(b"x", 0).unwrap();
-        assert_eq!(read(&target)[0], 1);
-    }
-
-    #[test]
-    fn a_source_that_is_cut_off_meanwhile_ends_in_an_error() {
-        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        source.write_all_at(&[1; 8192], 0).unwrap();
-        let error = copy_range(&source, &target, 8192, 4096).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-    }
+    let hashing = publish::watched(work, hashing, &done, &given_up);
+    let (synced, hash) = tokio::join!(draft.sync(), hashing);
+    synced?;
+    hash
 }
