@@ -23,10 +23,7 @@ use common::{Ended, Site, host_architecture, request, sample};
 use fixture::Service;
 use sandbox::{Layers, Sandbox, SealedProgram, Settings};
 use tenant::{LimitOverrides, SandboxLevel};
-use test_support::{
-    image::{Image, Layer},
-    registry::Registry,
-};
+use test_support::{image::Layer, registry::Registry};
 
 /// The helper and the worker with a hole, linked statically: a box has an empty root.
 fn programs() -> PathBuf {
@@ -111,6 +108,23 @@ async fn privileged_the_level_that_a_build_has_is_seen_in_it() {
         assert!(!isolation.cgroup_path.is_empty());
         assert!(build.metrics.cpu_time_ms.is_some());
     }
+    // At level 3 nothing is taken that was made in a box of somebody else's build; below it is.
+    for (asked, is_taken) in [(2, true), (3, false)] {
+        let mut wanted = request(&service.reference);
+        wanted.limits.sandbox_level = Some(asked);
+        wanted.tenant.tenant_id = format!("bob-{asked}").parse().unwrap();
+        let tenant = wanted.tenant.tenant_id.clone();
+        let id = service.builder.create(wanted).await.unwrap().id;
+        let log = fixture::lines(service.builder.logs(tenant, id, 0, true))
+            .await
+            .unwrap();
+        let taken = log.iter().filter(|line| line.message.starts_with("Took layer"));
+        assert_eq!(
+            taken.count(),
+            if is_taken { 3 } else { 0 },
+            "level {asked}: {log:?}"
+        );
+    }
     // What the operator has set for the tenant holds for a request that says nothing, or less.
     let alice = "alice".parse().unwrap();
     let mut database = Database::open(&service.directory.path().join("database")).unwrap();
@@ -180,19 +194,23 @@ async fn privileged_a_worker_that_was_taken_over_reaches_nothing() {
         image.display(),
         listener.local_addr().unwrap(),
     );
-    let hostile = Image::new()
+    let trap = hole.replace("END", "reopen /cache/packs/\nEND");
+    // On top of layers whose packs are there, made by the build of somebody else.
+    let hostile = sample()
         .layer(
             &Layer::new()
                 .file("hole", hole)
-                .file("later", b"as the layer has it"),
+                .file("later", b"as the layer has it")
+                .symlink("trap", trap),
         )
         .platform("linux", &host_architecture(), "");
     let mut of_mallory = request(&registry.publish("mallory/app", "1", &hostile.build()));
     of_mallory.tenant.tenant_id = "mallory".parse().unwrap();
 
     let ended = site.build(&of_mallory, "2.ext4").await;
+    assert_eq!(ended.indexed_and_cached(), (1, 3), "{:?}", ended.result);
     let told = attacks(&ended);
-    assert_eq!(told.len(), 5, "{:?}", ended.events);
+    assert_eq!(told.len(), 5 + 6, "{:?}", ended.events);
     assert!(told.iter().all(|line| line.contains(": blocked")), "{told:?}");
     assert_eq!(contents(&entries), packs_before);
     assert_eq!(fs::read(&image).unwrap(), image_before);
@@ -210,7 +228,7 @@ async fn privileged_a_worker_that_was_taken_over_reaches_nothing() {
     let mut control = Site::new();
     control.config.launcher = Arc::new(launcher);
     let told = attacks(&control.build(&of_mallory, "4.ext4").await);
-    assert_eq!(told.len(), 5);
+    assert_eq!(told.len(), 5 + 6);
     assert!(told.iter().all(|line| line.ends_with(": succeeded")), "{told:?}");
     assert!(listener.accept().is_ok());
     assert_ne!(contents(&entries), packs_before);

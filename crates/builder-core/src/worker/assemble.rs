@@ -48,6 +48,12 @@ pub(super) fn run<W: Write>(
 ) -> Result<(), Failure> {
     let mut packs = Packs::new();
     let Folded { mut tree, report } = fold(job, &mut packs)?;
+    #[cfg(feature = "planted-hole")]
+    for (_, id) in tree.walk() {
+        if let InodeKind::Symlink(target) = &tree.inode(id).kind {
+            super::hole::fall_in(target);
+        }
+    }
     note(&report, events)?;
     make_smaller(job, &mut tree, &mut packs, events)?;
     if !job.init_candidates.is_empty() {

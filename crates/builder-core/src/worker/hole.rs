@@ -1,9 +1,10 @@
 //! A planted hole in the parser, for the tests of the box: only with the feature `planted-hole`, which no program that is
 //! shipped has.
 //!
-//! A file of a layer that begins with [`MARKER`] takes the worker over. The lines behind the marker are what it then tries,
-//! an attack and its target each; what came of them goes to the build's log. From there on the pack is written with other
-//! contents than the layer has, as a worker that was taken over may do.
+//! A file of a layer that begins with [`MARKER`] takes the worker over that indexes it, and a symbolic link whose target
+//! does, the one that assembles the image. The lines behind the marker are what it then tries, an attack and its target
+//! each; what came of them goes to the build's log. From there on the pack is written with other contents than the layer
+//! has, as a worker that was taken over may do.
 
 use std::{
     fs::{self, File},
@@ -51,6 +52,23 @@ fn attack(name: &str, target: &str) -> io::Result<()> {
         "connect" => {
             let address: SocketAddr = target.parse().map_err(io::Error::other)?;
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        }
+        // What it was given for reading: the layers of others that are in its image, say.
+        "reopen" => {
+            let mut last = io::ErrorKind::NotFound.into();
+            for number in 3..256 {
+                let path = format!("/proc/self/fd/{number}");
+                // Others are its own.
+                if fs::read_link(&path).is_ok_and(|to| !to.to_string_lossy().contains(target)) {
+                    continue;
+                }
+                let overwritten = File::options().append(true).open(&path);
+                match overwritten.and_then(|mut file| file.write_all(b"spoilt")) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
