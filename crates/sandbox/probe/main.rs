@@ -2,8 +2,10 @@
 //! output for each.
 //!
 //! ```text
-//! {"probe":"host-file","blocked":true,"detail":"No such file or directory (os error 2)"}
+//! {"probe":"host-file","blocked":true,"errno":2,"detail":"No such file or directory (os error 2)"}
 //! ```
+//!
+//! `errno` is 0 where the kernel has given none.
 //!
 //! In a box everything has to be blocked; the same attack outside, or with one layer left out, has to succeed, or the
 //! probe proves nothing. `NAME=VALUE` gives a probe what it needs to know of the host. The last words of the list are no
@@ -58,15 +60,56 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("kernel-crypto", |_| {
         sys::socket(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)
     }),
-    ("user-namespace", |_| sys::unshare(libc::CLONE_NEWUSER)),
-    ("mount", |_| sys::mount_somewhere()),
-    ("mount-api", |_| sys::fsopen()),
-    ("device", |path| sys::make_device(path)),
-    ("root", |_| sys::become_root()),
-    ("signal", |process| sys::signal(parse(process)?)),
-    ("parent-memory", |_| sys::read_parent()),
-    ("ptrace", |_| sys::trace_me()),
-    ("keyring", |_| sys::add_key()),
+    ("user-namespace", |_| sys::mounts::unshare(libc::CLONE_NEWUSER)),
+    ("mount", |_| sys::mounts::mount_somewhere()),
+    ("mount-api", |_| sys::mounts::fsopen()),
+    ("mount-for-all", |name_and_place| {
+        let (name, place) = two(name_and_place)?;
+        sys::mounts::mount_for_all(name, place)
+    }),
+    ("device", sys::mounts::make_device),
+    ("change-root", |_| sys::mounts::change_root()),
+    ("pivot-root", |_| sys::mounts::pivot_root()),
+    ("join-namespace", |process| {
+        sys::mounts::join_namespace(match process {
+            "parent" => sys::processes::parent(),
+            number => parse(number)?,
+        })
+    }),
+    ("root", |_| sys::processes::become_root()),
+    ("signal", |process| sys::processes::signal(parse(process)?)),
+    ("thread-signal", |process| {
+        sys::processes::signal_thread(parse(process)?)
+    }),
+    ("descriptor-owner", |process| {
+        sys::processes::own_descriptor(parse(process)?)
+    }),
+    ("limits-of", |process| sys::processes::read_limit(parse(process)?)),
+    ("parent-memory", |_| sys::processes::attach_to_parent()),
+    ("write-parent-memory", |_| sys::processes::write_to_parent()),
+    ("parent-descriptor", |number| {
+        sys::processes::take_from_parent(parse(number)?)
+    }),
+    ("ptrace", |_| sys::processes::trace_me()),
+    ("process", |_| sys::processes::fork()),
+    ("clone3", |_| sys::processes::clone3()),
+    ("priority", |_| sys::processes::raise_priority()),
+    ("personality", |_| sys::processes::change_personality()),
+    ("dumpable", |_| sys::processes::become_dumpable()),
+    ("own-filter", |_| sys::processes::install_filter()),
+    ("raise-limit", |_| sys::processes::raise_limit()),
+    ("keyring", |_| sys::kernel::add_key()),
+    ("io-uring", |_| sys::kernel::io_uring()),
+    ("bpf", |_| sys::kernel::bpf()),
+    ("performance-events", |_| sys::kernel::performance_events()),
+    ("page-faults", |_| sys::kernel::page_faults()),
+    ("module", |_| sys::kernel::load_module()),
+    ("other-kernel", |_| sys::kernel::load_kernel()),
+    ("swap", |_| sys::kernel::swap_on()),
+    ("clock", |_| sys::kernel::set_clock()),
+    ("kernel-log", |_| sys::kernel::kernel_log()),
+    ("interrupt", |_| sys::entry::interrupt()),
+    ("x32", |_| sys::entry::x32()),
     ("make-segment", |key| sys::ipc::segment(number(key)?, true)),
     ("find-segment", |key| sys::ipc::segment(number(key)?, false)),
     ("remove-segment", |key| sys::ipc::remove_segment(number(key)?)),
@@ -80,16 +123,32 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("find-key", |name| sys::ipc::find_key(name, false)),
     ("remove-key", |name| sys::ipc::find_key(name, true)),
     ("terminal", |_| sys::push_into_terminal()),
-    ("io-uring", |_| sys::io_uring()),
-    ("process", |_| sys::fork()),
     ("program", |path| {
         std::process::Command::new(path).status()?;
         Ok("ran".to_owned())
     }),
     ("executable-memory", |_| sys::executable_memory()),
-    ("file-lock", |_| sys::lock_descriptor()),
-    ("raise-limit", |_| sys::raise_limit()),
-    ("descriptors", |_| sys::descriptors_beyond_the_standard_ones()),
+    ("made-executable", |_| sys::memory_made_executable()),
+    ("file-lock", |_| sys::descriptors::lock_file()),
+    ("record-lock", |_| sys::descriptors::lock_record()),
+    ("descriptors", |_| sys::descriptors::beyond_the_standard_ones()),
+    ("file-status", sys::descriptors::status_of),
+    ("file-handle", |number| {
+        sys::descriptors::open_by_handle(parse(number)?)
+    }),
+    ("execute", |from_and_number| {
+        let (from, number) = two(from_and_number)?;
+        sys::descriptors::execute(parse(from)?, parse(number)?)
+    }),
+    ("ran", |_| Ok("runs another program".to_owned())),
+    ("execute-memory", |number| {
+        sys::descriptors::execute_from_memory(parse(number)?)
+    }),
+    ("give-descriptor", |number| sys::descriptors::give(parse(number)?)),
+    ("take-descriptor", |number| sys::descriptors::take(parse(number)?)),
+    ("allocate", |number| sys::descriptors::allocate(parse(number)?)),
+    ("lengthen", |number| sys::descriptors::lengthen(parse(number)?)),
+    ("copy", |number| sys::descriptors::copy_to(parse(number)?)),
 ];
 
 fn main() -> ExitCode {
@@ -99,31 +158,33 @@ fn main() -> ExitCode {
         if let Some((_, attack)) = ATTACKS.iter().find(|(known, _)| *known == name) {
             let result = attack(value);
             let blocked = result.is_err();
-            let detail = match result {
-                Ok(gain) => gain,
-                Err(error) => error.to_string(),
+            let (errno, detail) = match result {
+                Ok(gain) => (0, gain),
+                Err(error) => (error.raw_os_error().unwrap_or(0), error.to_string()),
             };
             let detail = detail.replace(['"', '\\'], "'");
-            let line = format!("{{\"probe\":\"{name}\",\"blocked\":{blocked},\"detail\":\"{detail}\"}}\n");
+            let line = format!(
+                "{{\"probe\":\"{name}\",\"blocked\":{blocked},\"errno\":{errno},\"detail\":\"{detail}\"}}\n"
+            );
             failed |= io::stdout().write_all(line.as_bytes()).is_err();
         } else {
             match name {
-                "idle" => sys::sleep_for_ever(),
-                "stop" => sys::stop_self(),
+                "idle" => sys::load::sleep_for_ever(),
+                "stop" => sys::load::stop_self(),
                 "spin" => loop {
                     std::hint::spin_loop();
                 },
-                "memory" => sys::memory_bomb(),
-                "forks" => sys::fork_bomb(),
-                "daemons" => sys::daemons(),
+                "memory" => sys::load::memory_bomb(),
+                "forks" => sys::load::fork_bomb(),
+                "daemons" => sys::load::daemons(),
                 "flood" => while io::stdout().write_all(&[b'x'; 4096]).is_ok() {},
                 "many-descriptors" => {
-                    let line = format!("{}\n", sys::descriptor_flood());
+                    let line = format!("{}\n", sys::descriptors::flood());
                     failed |= io::stdout().write_all(line.as_bytes()).is_err();
                 }
                 "exit" => std::process::exit(value.parse().unwrap_or(1)),
                 "abort" => std::process::abort(),
-                "file" => sys::grow_descriptor(value.parse().unwrap_or(3)),
+                "file" => sys::descriptors::grow(value.parse().unwrap_or(3)),
                 _ => return ExitCode::from(2),
             }
         }
@@ -135,6 +196,12 @@ fn main() -> ExitCode {
 fn number(text: &str) -> io::Result<i32> {
     let digits = text.strip_prefix("0x").unwrap_or_default();
     i32::from_str_radix(digits, 16).map_err(io::Error::other)
+}
+
+/// `A:B`.
+fn two(text: &str) -> io::Result<(&str, &str)> {
+    text.split_once(':')
+        .ok_or_else(|| io::Error::other("two words are wanted"))
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> io::Result<T> {
