@@ -4,88 +4,106 @@
 
 mod common;
 
+#[path = "common/attacks.rs"]
+mod attacks;
+
 use std::{
-    collections::BTreeMap,
-    net::TcpListener,
+    fs::{self, File},
+    io::{BufRead, BufReader, Seek},
+    net::{TcpListener, UdpSocket},
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener},
+        unix::{
+            fs::MetadataExt,
+            net::{SocketAddr, UnixListener, UnixStream},
+            process::ExitStatusExt,
+        },
     },
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use sandbox::{Calls, GroupLimits, Isolation, Layer, Layers, Level, Sandbox, Spec};
+use attacks::{ATTACKS, End};
+use sandbox::{Calls, GroupLimits, Isolation, Layer, Layers, Level, Outcome, Sandbox, Spec};
+use test_support::lab;
 
-/// Runs probes and gives for each whether it was blocked, and what was said.
-fn probe(sandbox: &Sandbox, isolation: Isolation, probes: &[String]) -> BTreeMap<String, (bool, String)> {
-    let mut all = BTreeMap::new();
-    // One process for each: a probe may change what the next one can do.
-    for words in probes {
-        let mut spec = Spec::new(common::probe_program());
-        spec.arguments = vec![words.into()];
-        spec.limits.wall_time = Some(std::time::Duration::from_secs(60));
-        let (outcome, output) = common::run_boxed(sandbox, spec, isolation, &GroupLimits::default());
-        let name = words.split('=').next().unwrap().to_owned();
-        let line = output.lines().next().unwrap_or_default().to_owned();
-        let blocked = if line.contains("\"blocked\":true") {
-            true
-        } else if line.contains("\"blocked\":false") {
-            false
-        } else {
-            // Ended before it could speak: by the filter, say.
-            assert!(!outcome.status.success(), "{name} says nothing");
-            true
-        };
-        all.insert(name, (blocked, line));
-    }
-    all
+fn spec(words: &str) -> Spec {
+    let mut spec = Spec::new(common::probe_program());
+    spec.arguments = vec![words.into()];
+    // A fault of the box must not become an endless test.
+    spec.limits.wall_time = Some(std::time::Duration::from_secs(60));
+    spec
 }
 
-struct Host {
-    probes: Vec<String>,
-    _tcp: TcpListener,
-    _abstract: UnixListener,
+/// Runs an attack; gives how it ended, and what was said.
+fn strike(sandbox: &Sandbox, isolation: Isolation, words: &str, host: &Host) -> (End, String) {
+    // One process for each: an attack may change what the next one can do.
+    let mut spec = spec(words);
+    spec.descriptors = host.descriptors();
+    let (outcome, output) = common::run_boxed(sandbox, spec, isolation, &GroupLimits::default());
+    let Some(end) = ending(&outcome, &output) else {
+        panic!("{words} gives no verdict: {output:?}, {outcome:?}");
+    };
+    (end, format!("{words}: {end:?}: {}", output.trim_end()))
+}
+
+/// What the probe says, or the signal that kept it from saying anything. Silence alone proves nothing: it may have had
+/// any fault.
+fn ending(outcome: &Outcome, output: &str) -> Option<End> {
+    let Some(line) = output.lines().next() else {
+        return outcome.status.signal().map(End::Dies);
+    };
+    if line.contains("\"blocked\":false") {
+        return Some(End::Gains);
+    }
+    let (_, rest) = line.split_once("\"blocked\":true,\"errno\":")?;
+    let (errno, _) = rest.split_once(',')?;
+    errno.parse().ok().map(End::Fails)
 }
 
 /// Everything that the attacks are aimed at.
-fn host() -> Host {
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = tcp.local_addr().unwrap();
-    let name = format!("sandbox-test-{}", std::process::id());
-    let local = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-    let directory = std::env::temp_dir();
-    let own = std::process::id();
-    let target = directory.join(format!("sandbox-probe-{own}"));
-    let target = target.display();
-    let probes = [
-        "host-file=/etc/passwd".to_owned(),
-        format!("host-write={target}"),
-        "proc".to_owned(),
-        format!("tcp={address}"),
-        format!("udp={address}"),
-        format!("abstract-socket={name}"),
-        "raw-socket".to_owned(),
-        "vsock".to_owned(),
-        "kernel-crypto".to_owned(),
-        "user-namespace".to_owned(),
-        "mount".to_owned(),
-        "mount-api".to_owned(),
-        format!("device={target}"),
-        "root".to_owned(),
-        format!("signal={own}"),
-        "parent-memory".to_owned(),
-        "ptrace".to_owned(),
-        "keyring".to_owned(),
-        "io-uring".to_owned(),
-        "process".to_owned(),
-        "program=/bin/true".to_owned(),
-        "executable-memory".to_owned(),
-        "file-lock".to_owned(),
-    ];
-    Host {
-        probes: probes.into(),
-        _tcp: tcp,
-        _abstract: local,
+struct Host {
+    number: u32,
+    tcp: TcpListener,
+    udp: UdpSocket,
+    name: String,
+    _abstract: UnixListener,
+}
+
+impl Host {
+    fn new() -> Self {
+        // Tests run side by side.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sandbox-test-{}-{number}", std::process::id());
+        Self {
+            number,
+            tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
+            udp: UdpSocket::bind("127.0.0.1:0").unwrap(),
+            _abstract: UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap(),
+            name,
+        }
+    }
+
+    /// The words of an attack, with what they stand for.
+    fn name_in(&self, words: &str) -> String {
+        let own = std::process::id();
+        let path = std::env::temp_dir().join(format!("sandbox-probe-{own}-{}", self.number));
+        words
+            .replace("{tcp}", &self.tcp.local_addr().unwrap().to_string())
+            .replace("{udp}", &self.udp.local_addr().unwrap().to_string())
+            .replace("{name}", &self.name)
+            .replace("{process}", &own.to_string())
+            .replace("{path}", &path.display().to_string())
+    }
+
+    /// What a worker has as well: a file of the host, and one in memory, which it may write. Both are programs.
+    fn descriptors(&self) -> Vec<(OwnedFd, i32)> {
+        let mut file = File::open(common::static_programs::directory().join("escape-probe")).unwrap();
+        let memory = rustix::fs::memfd_create("sandbox-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        std::io::copy(&mut file, &mut File::from(memory.try_clone().unwrap())).unwrap();
+        vec![(file.into(), 3), (memory, 4)]
     }
 }
 
@@ -97,41 +115,66 @@ fn with(layers: Layers) -> Isolation {
     }
 }
 
+/// Without any layer. An attack that succeeds once is one: some depend on who runs first.
+fn strike_outside(sandbox: &Sandbox, words: &str, host: &Host) -> (End, String) {
+    let again = || strike(sandbox, with(Layers::NONE), words, host);
+    let mut last = again();
+    for _ in 0..9 {
+        if last.0 == End::Gains {
+            break;
+        }
+        last = again();
+    }
+    last
+}
+
 #[test]
 fn privileged_every_attack_succeeds_outside_and_none_in_a_box() {
     let Some(sandbox) = common::full_sandbox() else {
         return;
     };
-    let host = host();
-    let mut outside = probe(&sandbox, with(Layers::NONE), &host.probes);
-    // An attack that succeeds once is one. Some of them depend on who runs first.
-    for _ in 0..9 {
-        if outside.values().all(|(blocked, _)| !blocked) {
-            break;
+    let host = Host::new();
+    for attack in ATTACKS {
+        let words = host.name_in(attack.words);
+        let (end, said) = strike(&sandbox, Level::Strict.isolation(Calls::Worker), &words, &host);
+        assert_eq!(end, attack.boxed(), "{said}");
+        assert_ne!(end, End::Gains, "{said}");
+        // The control.
+        let (end, said) = strike_outside(&sandbox, &words, &host);
+        if attack.is_lacking(end) {
+            // Seen elsewhere as well: nobody can do it, with or without a box.
+            lab::skip_optional(format!("this kernel lacks what the control needs: {said}"));
+            continue;
         }
-        let again = probe(&sandbox, with(Layers::NONE), &host.probes);
-        outside.extend(again.into_iter().filter(|(_, (blocked, _))| !blocked));
+        assert_eq!(end, End::Gains, "the control has to succeed: {said}");
     }
-    let inside = probe(&sandbox, Level::Strict.isolation(Calls::Worker), &host.probes);
-    let mut unproven = Vec::new();
-    for (name, (blocked, line)) in &inside {
-        assert!(blocked, "{line}");
-        let (blocked_outside, line) = &outside[name];
-        if *blocked_outside {
-            unproven.push(format!("{name}: {line}"));
+}
+
+/// What is said of each layer is true of it alone: where one is open, another has to hold, and no layer is in the table
+/// for more than it does.
+#[test]
+fn privileged_each_layer_alone_stops_what_the_table_says() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let host = Host::new();
+    for attack in ATTACKS {
+        let words = host.name_in(attack.words);
+        if attack.is_lacking(strike(&sandbox, with(Layers::NONE), &words, &host).0) {
+            continue;
         }
-    }
-    // Some kernels lack a family of sockets; what nobody can do proves nothing, and is said.
-    for line in &unproven {
-        println!("not proven here: {line}");
-    }
-    let optional = ["vsock", "kernel-crypto", "io-uring", "keyring"];
-    for name in inside.keys().filter(|name| !optional.contains(&name.as_str())) {
-        assert!(
-            !outside[name].0,
-            "the control has to succeed: {}",
-            outside[name].1
-        );
+        for (layer, expected) in [
+            (Layer::Namespaces, attack.namespaces),
+            (Layer::Seccomp, attack.seccomp),
+            (Layer::Landlock, attack.landlock),
+        ] {
+            let alone = with(Layers::NONE.with(layer));
+            let (end, said) = strike(&sandbox, alone, &words, &host);
+            assert!(
+                expected.allows(end),
+                "{layer} alone: {said}; expected {expected:?}"
+            );
+        }
     }
 }
 
@@ -140,20 +183,16 @@ fn privileged_each_level_blocks_what_the_one_below_lets_through() {
     let Some(sandbox) = common::full_sandbox() else {
         return;
     };
-    let run = |isolation, words: &str| {
-        probe(&sandbox, isolation, &[words.to_owned()])
-            .into_values()
-            .next()
-            .unwrap()
-    };
+    let host = Host::new();
+    let run = |isolation, words: &str| strike(&sandbox, isolation, words, &host).0;
     let basic = Level::Basic.isolation(Calls::Worker);
     let strict = Level::Strict.isolation(Calls::Worker);
 
-    assert!(!run(with(Layers::NONE), "host-file=/etc/passwd").0);
-    assert!(run(basic, "host-file=/etc/passwd").0);
+    assert_eq!(run(with(Layers::NONE), "host-file=/etc/passwd"), End::Gains);
+    assert_ne!(run(basic, "host-file=/etc/passwd"), End::Gains);
     for words in ["user-namespace", "process", "executable-memory", "ptrace"] {
-        assert!(!run(basic, words).0, "{words} at level 1");
-        assert!(run(strict, words).0, "{words} at level 2");
+        assert_eq!(run(basic, words), End::Gains, "{words} at level 1");
+        assert_ne!(run(strict, words), End::Gains, "{words} at level 2");
     }
 
     // Two at a time: at level 2 the host sees one user, at level 3 two.
@@ -182,30 +221,124 @@ fn privileged_each_level_blocks_what_the_one_below_lets_through() {
 }
 
 #[test]
-fn privileged_a_layer_holds_without_the_others() {
+fn privileged_silence_is_no_verdict() {
     let Some(sandbox) = common::full_sandbox() else {
         return;
     };
-    let cases = [
-        (
-            Layer::Namespaces,
-            ["host-file=/etc/passwd", "proc", "root", "raw-socket"].as_slice(),
-        ),
-        (
-            Layer::Seccomp,
-            ["host-file=/etc/passwd", "process", "mount-api"].as_slice(),
-        ),
-        (
-            Layer::Landlock,
-            ["host-file=/etc/passwd", "program=/bin/true"].as_slice(),
-        ),
-    ];
-    for (layer, probes) in cases {
-        let probes: Vec<String> = probes.iter().map(|&words| words.to_owned()).collect();
-        for (blocked, line) in probe(&sandbox, with(Layers::NONE.with(layer)), &probes).into_values() {
-            assert!(blocked, "{layer} alone: {line}");
-        }
+    let ends = ["exit=0", "exit=1", "no-such-attack", "abort"].map(|words| {
+        let strict = Level::Strict.isolation(Calls::Worker);
+        let (outcome, output) = common::run_boxed(&sandbox, spec(words), strict, &GroupLimits::default());
+        ending(&outcome, &output)
+    });
+    // And a signal is one only where the table has it.
+    assert_eq!(ends, [None, None, None, Some(End::Dies(libc::SIGABRT))]);
+}
+
+/// Nobody outside gets what the box was given, and the box gets nothing in addition: not even through a socket that is
+/// there, as standard input may be one.
+#[test]
+fn privileged_no_descriptor_passes_through_a_socket() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let strict = Level::Strict.isolation(Calls::Worker);
+    let outside = with(Layers::NONE);
+    let run = |words, isolation, socket: &UnixStream| {
+        let mut spec = spec(words);
+        spec.descriptors = vec![(socket.try_clone().unwrap().into(), 3)];
+        let (outcome, output) = common::run_boxed(&sandbox, spec, isolation, &GroupLimits::default());
+        ending(&outcome, &output).unwrap_or_else(|| panic!("{words}: {output:?}, {outcome:?}"))
+    };
+    let (here, there) = UnixStream::pair().unwrap();
+    assert_eq!(run("give-descriptor=3", strict, &here), End::Fails(libc::ENOSYS));
+    assert_eq!(
+        run("take-descriptor=3", outside, &there),
+        End::Fails(libc::EAGAIN)
+    );
+    // One lies there from now on: the box leaves it where it is, and the control finds it.
+    assert_eq!(run("give-descriptor=3", outside, &here), End::Gains);
+    assert_eq!(run("take-descriptor=3", strict, &there), End::Fails(libc::ENOSYS));
+    assert_eq!(run("take-descriptor=3", outside, &there), End::Gains);
+}
+
+/// No call that a worker has takes more of the disk than the limit of a file says, and one that would is not there.
+#[test]
+fn privileged_no_call_gives_a_file_more_than_its_limit() {
+    const LIMIT: u64 = 64 << 10;
+    const LARGE: usize = 1 << 20;
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let strict = Level::Strict.isolation(Calls::Worker);
+    let run = |words, isolation, limit| {
+        let (file, mut source) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        std::io::copy(&mut [7; LARGE].as_slice(), &mut source).unwrap();
+        source.rewind().unwrap();
+        let mut spec = spec(words);
+        spec.descriptors = vec![(file.try_clone().unwrap().into(), 3), (source.into(), 4)];
+        spec.limits.file_size_bytes = limit;
+        let (outcome, output) = common::run_boxed(&sandbox, spec, isolation, &GroupLimits::default());
+        let end = ending(&outcome, &output).unwrap_or_else(|| panic!("{words}: {output:?}, {outcome:?}"));
+        let status = file.metadata().unwrap();
+        (end, status.len().max(status.blocks() * 512))
+    };
+    let strict_but_seccomp = with(Layers::ALL.without(Layer::Seccomp));
+    for (words, limited) in [
+        ("lengthen=3", End::Dies(libc::SIGXFSZ)),
+        ("copy=3", End::Dies(libc::SIGXFSZ)),
+        ("allocate=3", End::Fails(libc::ENOSYS)),
+    ] {
+        // The control is what stops it, taken away: the limit, or the list of system calls.
+        let (isolation, limit) = match limited {
+            End::Dies(_) => (strict, None),
+            _ => (strict_but_seccomp, Some(LIMIT)),
+        };
+        let (end, size) = run(words, isolation, limit);
+        assert!(end == End::Gains && size >= 1 << 20, "{words}: {end:?}, {size}");
+        let (end, size) = run(words, strict, Some(LIMIT));
+        assert_eq!(end, limited, "{words}");
+        assert!(size <= LIMIT, "{words}: {size}");
     }
+}
+
+/// A mount that is made in a box is seen by nobody else; where it cannot be made at all, there is nothing to see.
+#[test]
+fn privileged_a_mount_stays_in_its_box() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("sandbox-probe-{}", std::process::id());
+    let words = format!("mount-for-all={name}:{}", directory.path().display());
+    // What is said, and whether the mount is seen here while its maker lives.
+    let run = |isolation| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut spec = spec(&words);
+        spec.arguments.push("idle".into());
+        spec.stdout = Some(writer.into());
+        let child = sandbox
+            .launch(spec, isolation, None, &GroupLimits::default())
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(reader).read_line(&mut said).unwrap();
+        let seen = fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .contains(&name);
+        child.killer().kill();
+        child.wait().unwrap();
+        (said, seen)
+    };
+    let (said, seen) = run(Level::Basic.isolation(Calls::Worker));
+    assert!(said.contains("mounted for itself"), "{said}");
+    assert!(!seen);
+    let (said, seen) = run(Level::Strict.isolation(Calls::Worker));
+    assert!(said.contains("\"blocked\":true"), "{said}");
+    assert!(!seen);
+    // The control.
+    let (said, seen) = run(with(Layers::NONE));
+    let unmounted = Command::new("umount").arg(directory.path()).status();
+    assert!(said.contains("mounted for all") && seen, "{said}");
+    assert!(unmounted.unwrap().success());
 }
 
 #[test]

@@ -1,0 +1,220 @@
+//! Every attack, what each layer alone makes of it, and what a kernel may lack so that nobody at all can make it.
+
+use std::{fs, path::Path};
+
+use libc::{
+    EACCES, EAFNOSUPPORT, ECONNREFUSED, EINVAL, ENETUNREACH, ENOENT, ENOSYS, EPERM, ESRCH, SIGSEGV, SIGSYS,
+};
+
+use End::{Depends, Dies, Fails, Gains};
+
+/// How an attack ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It gains what it wants.
+    Gains,
+    /// The kernel refuses with this error.
+    Fails(i32),
+    /// This signal ends the attacker before it can say anything.
+    Dies(i32),
+    /// Either: the host's settings and the kernel's version decide. Never how an attack was seen to end.
+    Depends(i32),
+}
+
+/// How an attack ends where the kernel lacks what it needs, and whether it does, seen elsewhere.
+type Lack = (End, fn() -> bool);
+
+/// One attack. Outside of every box it gains what it wants.
+pub(crate) struct Attack {
+    /// What the probe is told. Words in braces stand for what the host has.
+    pub(crate) words: &'static str,
+    /// In a box of namespaces alone.
+    pub(crate) namespaces: End,
+    /// With the list of system calls alone.
+    pub(crate) seccomp: End,
+    /// With landlock alone.
+    pub(crate) landlock: End,
+    /// Why it may fail outside.
+    lack: &'static [Lack],
+}
+
+impl Attack {
+    /// How it ends with all layers. The list of system calls is asked before the kernel does anything.
+    pub(crate) fn boxed(&self) -> End {
+        [self.seccomp, self.namespaces, self.landlock]
+            .into_iter()
+            .find(|end| matches!(end, Fails(_) | Dies(_)))
+            .unwrap_or(Gains)
+    }
+
+    /// Whether it ended so, outside, because nobody can make it here.
+    pub(crate) fn is_lacking(&self, outside: End) -> bool {
+        self.lack
+            .iter()
+            .any(|(end, is_lacking)| *end == outside && is_lacking())
+    }
+
+    const fn unless(self, lack: &'static [Lack]) -> Self {
+        Self { lack, ..self }
+    }
+}
+
+impl End {
+    pub(crate) fn allows(self, seen: Self) -> bool {
+        match self {
+            Depends(errno) => seen == Gains || seen == Fails(errno),
+            other => seen == other,
+        }
+    }
+}
+
+const fn attack(words: &'static str, namespaces: End, seccomp: End, landlock: End) -> Attack {
+    Attack {
+        words,
+        namespaces,
+        seccomp,
+        landlock,
+        lack: &[],
+    }
+}
+
+/// Namespaces, the list of system calls, landlock: each alone.
+pub(crate) const ATTACKS: &[Attack] = &[
+    // Files.
+    attack(
+        "host-file=/etc/passwd",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    ),
+    attack("host-write={path}", Fails(ENOENT), Fails(ENOSYS), Fails(EACCES)),
+    attack("file-status=/etc/passwd", Fails(ENOENT), Gains, Gains),
+    attack("proc", Fails(ENOENT), Fails(ENOSYS), Fails(EACCES)),
+    attack("device={path}", Fails(ENOENT), Fails(ENOSYS), Fails(EACCES)),
+    attack("file-handle=3", Fails(EPERM), Fails(ENOSYS), Fails(EACCES)),
+    attack("file-lock", Gains, Fails(ENOSYS), Gains),
+    attack("record-lock", Gains, Fails(EPERM), Gains),
+    // Network.
+    attack("tcp={tcp}", Fails(ENETUNREACH), Fails(ENOSYS), Depends(EACCES)),
+    attack("udp={udp}", Fails(ENETUNREACH), Fails(ENOSYS), Gains),
+    attack(
+        "abstract-socket={name}",
+        Fails(ECONNREFUSED),
+        Fails(ENOSYS),
+        Depends(EPERM),
+    ),
+    attack("raw-socket", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("vsock", Gains, Fails(ENOSYS), Gains).unless(&[(Fails(EAFNOSUPPORT), || no_protocol("AF_VSOCK"))]),
+    attack("kernel-crypto", Gains, Fails(ENOSYS), Gains)
+        .unless(&[(Fails(EAFNOSUPPORT), || no_protocol("ALG"))]),
+    // Namespaces and mounts.
+    attack("user-namespace", Gains, Fails(ENOSYS), Gains),
+    attack(
+        "join-namespace={process}",
+        Fails(ESRCH),
+        Fails(ENOSYS),
+        Fails(EPERM),
+    ),
+    attack("join-namespace=parent", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    attack("mount", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    attack("mount-api", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("change-root", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("pivot-root", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    // Rights.
+    attack("root", Fails(EINVAL), Fails(ENOSYS), Gains),
+    attack("raise-limit", Fails(EPERM), Fails(EPERM), Gains)
+        .unless(&[(Fails(EPERM), no_capability_for_resources)]),
+    attack("priority", Fails(EACCES), Fails(ENOSYS), Gains),
+    attack("personality", Gains, Fails(ENOSYS), Gains),
+    attack("dumpable", Gains, Fails(EINVAL), Gains),
+    attack("own-filter", Gains, Fails(EINVAL), Gains),
+    // Processes.
+    attack("signal={process}", Fails(ESRCH), Fails(ENOSYS), Depends(EPERM)),
+    attack("thread-signal={process}", Fails(ESRCH), Gains, Depends(EPERM)),
+    attack("descriptor-owner={process}", Fails(ESRCH), Fails(EPERM), Gains),
+    attack("limits-of={process}", Fails(ESRCH), Fails(EPERM), Gains),
+    attack("parent-memory", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    attack("write-parent-memory", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    attack("parent-descriptor=256", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    attack("ptrace", Gains, Fails(ENOSYS), Gains),
+    attack("process", Gains, Fails(EPERM), Gains),
+    attack("clone3", Gains, Fails(ENOSYS), Gains),
+    // Programs. Descriptor 3 is a file of the host, 4 is in memory and can be written.
+    attack("program=/bin/true", Fails(ENOENT), Fails(EPERM), Fails(EACCES)),
+    attack("execute=3:3", Gains, Fails(ENOSYS), Fails(EACCES)),
+    attack("execute=4:4", Gains, Fails(ENOSYS), Gains),
+    attack("execute-memory=4", Gains, Fails(ENOSYS), Gains),
+    attack("executable-memory", Gains, Fails(EPERM), Gains),
+    attack("made-executable", Gains, Fails(EPERM), Gains),
+    // Parts of the kernel.
+    attack("keyring", Gains, Fails(ENOSYS), Gains).unless(&[(Fails(ENOSYS), || no_call("add_key"))]),
+    attack("io-uring", Depends(EPERM), Fails(EPERM), Gains).unless(&[
+        (Fails(ENOSYS), || no_call("io_uring_setup")),
+        (Fails(EPERM), || is_set("/proc/sys/kernel/io_uring_disabled", "2")),
+    ]),
+    attack("bpf", Depends(EPERM), Fails(ENOSYS), Gains).unless(&[(Fails(ENOSYS), || no_call("bpf"))]),
+    attack("performance-events", Depends(EACCES), Fails(ENOSYS), Gains)
+        .unless(&[(Fails(ENOSYS), || no_call("perf_event_open"))]),
+    attack("page-faults", Depends(EPERM), Fails(ENOSYS), Gains)
+        .unless(&[(Fails(ENOSYS), || no_call("userfaultfd"))]),
+    attack("module", Fails(EPERM), Fails(ENOSYS), Gains).unless(&[
+        (Fails(ENOSYS), || no_call("init_module")),
+        (Fails(EPERM), || is_set("/proc/sys/kernel/modules_disabled", "1")),
+    ]),
+    attack("other-kernel", Fails(EPERM), Fails(ENOSYS), Gains).unless(&[
+        (Fails(ENOSYS), || no_call("kexec_load")),
+        (Fails(EPERM), || {
+            is_set("/proc/sys/kernel/kexec_load_disabled", "1")
+                || Path::new("/sys/kernel/security/lockdown").exists()
+        }),
+    ]),
+    attack("swap", Fails(EPERM), Fails(ENOSYS), Gains).unless(&[(Fails(ENOSYS), || no_call("swapon"))]),
+    attack("clock", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("kernel-log", Fails(EPERM), Fails(ENOSYS), Gains),
+    #[cfg(target_arch = "x86_64")]
+    attack("interrupt", Gains, Dies(SIGSYS), Gains).unless(&[(Dies(SIGSEGV), || {
+        !Path::new("/proc/sys/abi/vsyscall32").exists()
+            || words_of("/proc/cmdline").contains("ia32_emulation")
+    })]),
+    #[cfg(target_arch = "x86_64")]
+    attack("x32", Gains, Fails(ENOSYS), Gains).unless(&[(Fails(ENOSYS), || {
+        no_symbol("x32_sys_call") || is_set("/sys/module/syscall/parameters/x32", "N")
+    })]),
+];
+
+fn words_of(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn is_set(path: &str, value: &str) -> bool {
+    words_of(path).trim() == value
+}
+
+/// Whether the kernel's table of symbols is there and has no such function. A call that was left out has a weak symbol.
+fn no_symbol(end: &str) -> bool {
+    let all = words_of("/proc/kallsyms");
+    !all.is_empty()
+        && !all
+            .lines()
+            .any(|line| line.contains(" T ") && line.ends_with(end) && !line.contains("__pfx_"))
+}
+
+fn no_call(name: &str) -> bool {
+    no_symbol(&format!("_sys_{name}"))
+}
+
+/// Whether no such family of sockets is registered. Asked after the attack, which loads a module where there is one.
+fn no_protocol(name: &str) -> bool {
+    !words_of("/proc/net/protocols")
+        .lines()
+        .any(|line| line.split_ascii_whitespace().next() == Some(name))
+}
+
+/// Whether root itself may not raise limits here, as in some containers.
+fn no_capability_for_resources() -> bool {
+    const RESOURCES: u32 = 24;
+    let status = words_of("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(line.unwrap_or_default().trim(), 16).unwrap();
+    effective & (1 << RESOURCES) == 0
+}
