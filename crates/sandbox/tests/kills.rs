@@ -57,7 +57,6 @@ fn privileged_a_kill_at_any_moment_leaves_nothing() {
     if common::full_sandbox().is_none() {
         return;
     }
-    let users = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("users");
     for moment in 0..MOMENTS {
         let mut launcher = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "launcher_without_an_end", "--ignored", "--nocapture"])
@@ -100,10 +99,13 @@ fn privileged_a_kill_at_any_moment_leaves_nothing() {
             "moment {moment}"
         );
         assert_eq!(common::mounts_of_boxes(), Vec::<String>::new(), "moment {moment}");
-        // Nobody holds the lock of a range any more: the lock files are all that is ever there.
-        for file in std::fs::read_dir(&users).unwrap().flatten() {
+        // The lock files are all that is ever there, and nobody holds one any more.
+        for file in std::fs::read_dir(common::users()).unwrap().flatten() {
             let name = file.file_name();
             assert!(name.to_string_lossy().starts_with("range-"), "{name:?}");
+            let range = std::fs::File::open(file.path()).unwrap();
+            let lock = rustix::fs::flock(&range, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+            assert_eq!(lock, Ok(()), "moment {moment}: {name:?}");
         }
     }
 }

@@ -210,6 +210,11 @@ fn assert_nothing_is_left(moment: &str, launcher: u32) {
         "{moment}"
     );
     assert_eq!(common::mounts_of_boxes(), Vec::<String>::new(), "{moment}");
+    assert_eq!(
+        common::ranges_of(launcher),
+        Vec::<std::path::PathBuf>::new(),
+        "{moment}"
+    );
 }
 
 /// What all tests here need.

@@ -38,7 +38,7 @@ pub(crate) fn run(mut spec: Spec) -> (Outcome, String) {
 #[must_use]
 pub(crate) fn sandbox() -> sandbox::Sandbox {
     let helper = static_programs::program("sandbox-helper");
-    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");
+    let directory = users();
     sandbox::Sandbox::start(&sandbox::Settings {
         name: "sandbox-test",
         helper: &helper,
@@ -156,6 +156,35 @@ pub(crate) fn mounts_of_boxes() -> Vec<String> {
     let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let roots = all.lines().filter(|line| line.contains("nr_inodes=2,"));
     roots.map(str::to_owned).collect()
+}
+
+/// Where the ranges of user ids are leased.
+#[must_use]
+pub(crate) fn users() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("users")
+}
+
+/// The lock files of ranges of user ids that a launching process holds, as the kernel's list of locks has them.
+#[must_use]
+pub(crate) fn ranges_of(process: u32) -> Vec<std::path::PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let owner = process.to_string();
+    let held: Vec<u64> = locks
+        .lines()
+        .filter_map(|line| {
+            // `1: FLOCK ADVISORY WRITE 9569 fe:00:7503945 0 EOF`
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_owned = fields.get(1) == Some(&"FLOCK") && fields.get(4) == Some(&owner.as_str());
+            let inode = fields.get(5)?.rsplit(':').next()?.parse().ok()?;
+            is_owned.then_some(inode)
+        })
+        .collect();
+    let files = std::fs::read_dir(users()).into_iter().flatten().flatten();
+    files
+        .filter(|file| held.contains(&file.metadata().unwrap().ino()))
+        .map(|file| file.path())
+        .collect()
 }
 
 /// Control groups of single boxes of this launching process.
