@@ -2,9 +2,7 @@
 
 use std::{fs, path::Path};
 
-use libc::{
-    EACCES, EAFNOSUPPORT, ECONNREFUSED, EINVAL, ENETUNREACH, ENOENT, ENOSYS, EPERM, ESRCH, SIGSEGV, SIGSYS,
-};
+use libc::{EACCES, EAFNOSUPPORT, ECONNREFUSED, EINVAL, ENETUNREACH, ENOENT, ENOSYS, EPERM, ESRCH};
 
 use End::{Depends, Dies, Fails, Gains};
 
@@ -172,7 +170,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("clock", Fails(EPERM), Fails(ENOSYS), Gains),
     attack("kernel-log", Fails(EPERM), Fails(ENOSYS), Gains),
     #[cfg(target_arch = "x86_64")]
-    attack("interrupt", Gains, Dies(SIGSYS), Gains).unless(&[(Dies(SIGSEGV), || {
+    attack("interrupt", Gains, Dies(libc::SIGSYS), Gains).unless(&[(Dies(libc::SIGSEGV), || {
         !Path::new("/proc/sys/abi/vsyscall32").exists()
             || words_of("/proc/cmdline").contains("ia32_emulation")
     })]),
