@@ -79,7 +79,8 @@ enum Reason {
     IdleTime,
 }
 
-/// Ends a child from anywhere: it can be cloned and sent to other threads, and outlives the child harmlessly.
+/// Ends a child from anywhere: it can be cloned and sent to other threads, and outlives the child harmlessly. The empty
+/// control group of a box is removed with the last of them.
 #[derive(Clone, Debug)]
 pub struct Killer {
     shared: Arc<Shared>,

@@ -1,6 +1,8 @@
-//! Taking over what the launching process placed.
+//! Descriptors for a box: memory with data in it, and taking over what the launching process placed.
 
 use std::{fs::File, io};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::sys::boxed;
 
@@ -13,6 +15,21 @@ use crate::sys::boxed;
 /// (which shows in that it is close-on-exec); EINVAL for the standard three, which the library owns.
 pub fn take_descriptor(number: i32) -> io::Result<File> {
     boxed::take_descriptor(number).map(File::from)
+}
+
+/// Memory behind a descriptor, for data that a box is given: where the kernel can see to it (Linux 6.3), nobody can
+/// execute it, nor let it be executed again. Source: `MFD_NOEXEC_SEAL` of `memfd_create(2)`.
+///
+/// # Errors
+/// When there are no descriptors or there is no memory left.
+pub fn data_memory(name: &str) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC;
+    let memory = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
+        result => result?,
+    };
+    Ok(File::from(memory))
 }
 
 #[cfg(test)]

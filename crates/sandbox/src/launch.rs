@@ -26,6 +26,7 @@ use rustix::{
 use crate::{
     cgroup::Group,
     child::{Child, Deadlines, Inside, poll_until},
+    descriptor::data_memory,
     error::{Failure, LaunchError, LaunchErrorKind},
     isolation::{Isolation, Layer},
     lease::Lease,
@@ -145,9 +146,7 @@ pub(crate) fn start_boxed(spec: Spec, request: BoxRequest<'_>) -> Result<Child, 
     for (entrance, number) in entrances.iter().zip(boxed::FIRST_GROUP..) {
         own.push((entrance.as_raw_fd(), number));
     }
-    let memory = rustix::fs::memfd_create("sandbox-plan", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(|error| LaunchErrorKind::parent("memfd_create")(error.into()))?;
-    let mut memory = File::from(memory);
+    let mut memory = data_memory("sandbox-plan").map_err(LaunchErrorKind::parent("memfd_create"))?;
     own.push((memory.as_raw_fd(), boxed::PLAN));
     let own: Vec<Placement> = own
         .into_iter()

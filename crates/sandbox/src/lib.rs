@@ -87,7 +87,7 @@ mod sys;
 
 pub use cgroup::{Group, GroupError, GroupLimits, GroupUsage, Groups, Survivor, Version as GroupVersion};
 pub use child::{Child, Killer, Outcome};
-pub use descriptor::take_descriptor;
+pub use descriptor::{data_memory, take_descriptor};
 pub use error::{LaunchError, LaunchErrorKind, WaitError};
 pub use isolation::{Isolation, Layer, Layers, Level};
 pub use launch::launch;

@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::MemfdFlags;
-
 use super::{
     Work, blocking,
     contents::Contents,
@@ -127,9 +125,7 @@ pub(super) async fn write(
             leaves: *place,
         });
     }
-    let list = rustix::fs::memfd_create("builderd-copies", MemfdFlags::CLOEXEC)
-        .map_err(|error| starting(error.into()))?;
-    let list = File::from(list);
+    let list = sandbox::data_memory("builderd-copies").map_err(starting)?;
     descriptors.push((list.try_clone().map_err(starting)?.into(), COPIES));
     let staging = match work.config.backend {
         Backend::Native => None,
@@ -267,7 +263,7 @@ fn leaves(
     if !wanted {
         return Ok(vec![None; layers.len()]);
     }
-    let mut memory = File::from(rustix::fs::memfd_create("builderd-leaves", MemfdFlags::CLOEXEC)?);
+    let mut memory = sandbox::data_memory("builderd-leaves")?;
     let mut places = Vec::with_capacity(layers.len());
     let mut offset = 0;
     for layer in layers {
@@ -307,8 +303,7 @@ fn edits(shape: &Shape, descriptors: &mut Vec<(OwnedFd, i32)>) -> io::Result<Vec
         let content = match &file.content {
             AddedContent::Text(text) => EditContent::Text(text.clone()),
             AddedContent::Binary(bytes) => {
-                let memory = rustix::fs::memfd_create("builderd-init", MemfdFlags::CLOEXEC)?;
-                let mut memory = File::from(memory);
+                let mut memory = sandbox::data_memory("builderd-init")?;
                 memory.write_all(bytes)?;
                 descriptors.push((memory.into(), BINARY));
                 EditContent::Descriptor(BINARY)

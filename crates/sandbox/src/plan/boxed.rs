@@ -168,13 +168,16 @@ impl BoxPlan {
             ]);
         }
 
+        let mut limits = facts.limits;
+        if layers.has(Layer::Seccomp) {
+            keep_below_own_descriptors(&mut limits);
+        }
         let mut program = vec![BoxStep::NewSession, BoxStep::DieWithParent, BoxStep::Umask];
-        program.extend(
-            facts
-                .limits
-                .into_iter()
-                .map(|(resource, soft, hard)| BoxStep::Limit { resource, soft, hard }),
-        );
+        program.extend(limits.into_iter().map(|(resource, soft, hard)| BoxStep::Limit {
+            resource,
+            soft,
+            hard,
+        }));
         if namespaced {
             program.extend([
                 BoxStep::EmptyBoundingSet,
@@ -240,6 +243,19 @@ impl BoxPlan {
     /// The index of the first step of the program.
     pub(crate) fn program_index(&self) -> u32 {
         self.start_index() + 1
+    }
+}
+
+/// The filter knows the one execution that it lets pass by the number [`PROGRAM`]: a program that could copy a
+/// descriptor there could execute it, and what is in memory is no file that landlock would look at.
+fn keep_below_own_descriptors(limits: &mut Vec<(Resource, u64, u64)>) {
+    let most = u64::try_from(STATUS).unwrap_or(0);
+    match limits
+        .iter_mut()
+        .find(|(resource, ..)| *resource == Resource::OpenFiles)
+    {
+        Some((_, soft, hard)) => (*soft, *hard) = ((*soft).min(most), (*hard).min(most)),
+        None => limits.push((Resource::OpenFiles, most, most)),
     }
 }
 

@@ -141,6 +141,9 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("program=/bin/true", Fails(ENOENT), Fails(EPERM), Fails(EACCES)),
     attack("execute=3:3", Gains, Fails(ENOSYS), Fails(EACCES)),
     attack("execute=4:4", Gains, Fails(ENOSYS), Gains),
+    // The number by which the filter knows the one execution that it lets pass.
+    attack("execute=3:258", Gains, Fails(EINVAL), Fails(EACCES)),
+    attack("execute=4:258", Gains, Fails(EINVAL), Gains),
     attack("execute-memory=4", Gains, Fails(ENOSYS), Gains),
     attack("executable-memory", Gains, Fails(EPERM), Gains),
     attack("made-executable", Gains, Fails(EPERM), Gains),
