@@ -17,6 +17,12 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /box-check /sandbox-helper /escape-probe
+g=/sys/fs/cgroup
+echo '+memory +pids +cpu' > $g/cgroup.subtree_control
+$b mkdir $g/user
+$b chown user $g/user $g/user/cgroup.procs $g/user/cgroup.threads $g/user/cgroup.subtree_control
+echo now without root: check
+(echo 0 > $g/user/cgroup.procs; exec $b su -s /bin/sh user -c '/box-check /sandbox-helper /escape-probe')
 $b reboot -f
 ";
 
@@ -42,6 +48,12 @@ fn limits_and_walls_hold_with_version_2_alone() {
         fs::create_dir_all(root.join(place)).unwrap();
     }
     put(&root, "bin/busybox", &fs::read(busybox).unwrap());
+    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).unwrap();
+    put(
+        &root,
+        "etc/passwd",
+        b"root::0:0::/:/bin/sh\nuser::1000:1000::/:/bin/sh\n",
+    );
     put(&root, "init", INIT.as_bytes());
     for name in ["box-check", "sandbox-helper", "escape-probe"] {
         put(&root, name, &common::static_programs::program(name));
@@ -73,7 +85,10 @@ fn limits_and_walls_hold_with_version_2_alone() {
         .filter_map(|line| line.find("check").map(|start| &line[start..]))
         .collect();
     assert!(boot.ended_by_itself, "{}", boot.serial);
-    assert_eq!(verdicts.last(), Some(&"checked v2"), "{}", boot.serial);
-    assert_eq!(verdicts.len(), 8, "{}", boot.serial);
+    // As root, and then as a user to whom a group was delegated.
+    assert_eq!(verdicts.len(), 8 + 1 + 8, "{}", boot.serial);
+    for (index, expected) in [(7, "checked v2"), (8, "check"), (16, "checked v2")] {
+        assert_eq!(verdicts[index], expected, "{}", boot.serial);
+    }
     assert!(!boot.serial.contains("FAILED"), "{}", boot.serial);
 }
