@@ -8,6 +8,9 @@ use crate::{
     steps::Steps,
 };
 
+/// The comparison with another client.
+const DIFFERENTIAL: &str = "crates/oci-fetch/differential/Cargo.toml";
+
 /// Runs all steps; with `quick` only those that need Rust and a C compiler and nothing else.
 pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
     let mut steps = Steps::default();
@@ -73,6 +76,11 @@ pub(crate) fn test(context: &Context, quick: bool) -> ExitCode {
         steps.skip("end to end", "it needs root and the packages named above");
         return steps.finish();
     }
+    steps.tests("oci-fetch beside oci-client", || {
+        // Of a workspace of its own, so that nothing else gets the crates that the other client needs.
+        let mut test = cargo(&["test", "--quiet", "--locked", "--manifest-path", DIFFERENTIAL]);
+        run(test.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only"))
+    });
     let has_images = steps.step("images", || lab::images(context));
     let has_clients = steps.step("clients", || lab::clients(context));
     steps.tests("end to end", || {
