@@ -8,7 +8,7 @@
 //! cache/images/v1/<tenant>/<key>.json    where the image is, its size, its SHA-256
 //! ```
 //!
-//! A record proves nothing. Whoever uses one copies the file and hashes the copy: a file that was changed since, by a
+//! A record proves nothing. Whoever uses one copies the file and hashes what goes into the copy: a file that was changed since, by a
 //! guest that wrote to it or by a failing disk, is not used. A record that is torn or leads nowhere is removed. Records
 //! appear whole, by a rename, and are not synced: one that a crash takes is only an image that is made again.
 //!

@@ -210,8 +210,8 @@ async fn a_build_whose_processes_outlive_the_service_keeps_its_place_over_restar
         let state_of = async |id| builder.get(&alice(), &id).await.unwrap().state;
         let alarm = Check::Alarm("1 workers live on after SIGKILL".to_owned());
         assert_eq!(builder.health().await.isolation, alarm);
-        let state = state_of(id).await;
-        assert!(!state.is_terminal() && state != BuildState::Pending, "{state:?}");
+        let held = builder.get(&alice(), &id).await.unwrap();
+        assert!(!held.state.is_terminal() && held.started_at.is_some(), "{held:?}");
         assert_eq!(state_of(other).await, BuildState::Pending, "there is one place");
 
         are_gone.store(!is_cancelled, Ordering::Relaxed);

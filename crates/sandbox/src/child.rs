@@ -46,6 +46,8 @@ pub struct Child {
     inside: Option<Inside>,
     /// Peak memory just after the program began; 0 when it was gone already.
     first_sample_kib: u64,
+    /// How the leader ended, once it is reaped: the kernel says it once.
+    reaped: Option<Reaped>,
     /// Nothing of it lives any more.
     is_gone: bool,
 }
@@ -156,6 +158,7 @@ impl Child {
             first_sample_kib: 0,
             baseline_kib: None,
             inside,
+            reaped: None,
             is_gone: false,
         }
     }
@@ -362,7 +365,10 @@ impl Child {
     ///
     /// The kernel delivers a signal to a group before or after a `fork` of a member, never between parent and child,
     /// so no member escapes by forking.
-    fn kill_and_reap(&self) -> Result<Reaped, WaitError> {
+    fn kill_and_reap(&mut self) -> Result<Reaped, WaitError> {
+        if let Some(reaped) = self.reaped {
+            return Ok(reaped);
+        }
         self.shared.signal_group()?;
         // wait4 alone would block for ever on a leader in uninterruptible sleep, and every killer with it.
         if !self.is_readable_within_patience(&self.pidfd)? {
@@ -375,7 +381,10 @@ impl Child {
         let result = sys::wait4(self.shared.leader.as_raw_nonzero().get());
         // Reaped by us or by someone else: in both cases the number is no longer ours to signal.
         *reaped = true;
-        result.map_err(|error| self.shared.failed("wait4", error))
+        drop(reaped);
+        let ended = result.map_err(|error| self.shared.failed("wait4", error))?;
+        self.reaped = Some(ended);
+        Ok(ended)
     }
 }
 

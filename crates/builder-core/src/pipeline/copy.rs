@@ -80,8 +80,8 @@ pub(super) struct Hasher {
     free: Sender<Buffer>,
 }
 
-/// A copy of the first `size_bytes` of `source` into the empty `target`. The three parts run side by side; when one ends
-/// by an error, the others end too.
+/// A copy of the first `size_bytes` of `source` into the empty `target`. The three parts run side by side; the first error
+/// of one sets `given_up`, by which they all end.
 pub(super) fn prepare(source: File, target: File, size_bytes: u64) -> io::Result<(Reader, Writer, Hasher)> {
     target.set_len(size_bytes)?;
     let (free, freed) = channel();
@@ -116,11 +116,16 @@ pub(super) fn prepare(source: File, target: File, size_bytes: u64) -> io::Result
 }
 
 impl Reader {
-    /// Reads to the end, or until the others have ended.
+    /// Reads to the end, or until the copy is given up.
     ///
     /// # Errors
     /// `UnexpectedEof` when the source was cut off since its size was looked at.
     pub(super) fn run(mut self, given_up: &AtomicBool) -> io::Result<()> {
+        self.read(given_up)
+            .inspect_err(|_| given_up.store(true, Ordering::Relaxed))
+    }
+
+    fn read(&mut self, given_up: &AtomicBool) -> io::Result<()> {
         let mut offset = 0;
         while offset < self.size_bytes {
             let data = publish::next_data(&self.source.plain, offset, self.size_bytes)?;
@@ -154,8 +159,13 @@ impl Reader {
 
 impl Writer {
     /// Writes what was read, until nothing more comes.
-    pub(super) fn run(mut self) -> io::Result<()> {
-        for mut piece in self.pieces {
+    pub(super) fn run(mut self, given_up: &AtomicBool) -> io::Result<()> {
+        self.write()
+            .inspect_err(|_| given_up.store(true, Ordering::Relaxed))
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        for mut piece in &self.pieces {
             let bytes = &*piece.buffer.first(piece.length);
             self.target.attempt(piece.offset, bytes.len(), |file| {
                 file.write_all_at(bytes, piece.offset)
@@ -169,7 +179,7 @@ impl Writer {
 }
 
 impl Hasher {
-    /// SHA-256 of the copy in hexadecimal; of a part of it when one of the others has ended too early. `done` counts.
+    /// SHA-256 of the copy in hexadecimal; of a part of it once it is given up. `done` counts.
     pub(super) fn run(self, done: &AtomicU64, given_up: &AtomicBool) -> String {
         let zeros = vec![0; 1 << 20];
         let mut hasher = Sha256::new();
@@ -210,7 +220,7 @@ mod tests {
         let done = AtomicU64::new(0);
         let copied = thread::scope(|scope| {
             let reading = scope.spawn(|| reader.run(given_up));
-            let writing = scope.spawn(|| writer.run());
+            let writing = scope.spawn(|| writer.run(given_up));
             let hash = hasher.run(&done, given_up);
             (reading.join().unwrap(), writing.join().unwrap(), hash)
         });
@@ -305,10 +315,11 @@ mod tests {
             plain: read_only,
             direct: None,
         };
+        let (done, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
-            let reading = scope.spawn(|| reader.run(&AtomicBool::new(false)));
-            let writing = scope.spawn(|| writer.run());
-            hasher.run(&AtomicU64::new(0), &AtomicBool::new(false));
+            let reading = scope.spawn(|| reader.run(&given_up));
+            let writing = scope.spawn(|| writer.run(&given_up));
+            hasher.run(&done, &given_up);
             assert!(reading.join().unwrap().is_ok());
             assert_eq!(
                 writing.join().unwrap().unwrap_err().raw_os_error(),

@@ -133,7 +133,7 @@ impl Reuse {
         Ok(Some(Reused { written, checksum }))
     }
 
-    /// Copies the image and hashes the copy; then it is also on the disk. Gives the way in words, and the hash. The outer
+    /// Copies the image and hashes what goes into the copy; then it is also on the disk. Gives the way in words, and the hash. The outer
     /// error ends the build, the inner one this attempt.
     ///
     /// Blocks are shared where both lie on one file system that can (ioctl_ficlone(2)). Nothing of the copy is linked to
@@ -149,35 +149,31 @@ impl Reuse {
             .file()
             .try_clone()
             .map_err(|error| BuildError::internal("copy an image", error))?;
-        if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
-            let hash = share(work, record.size_bytes, target, draft).await?;
-            return Ok(hash.map(|hash| ("its blocks are shared", hash)));
+        let size_bytes = record.size_bytes;
+        let prepared = counted(work, move || {
+            if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+                // It may have grown since it was looked at.
+                target.set_len(size_bytes)?;
+                return Ok(Prepared::Shared(target));
+            }
+            copy::prepare(source, target, size_bytes).map(Prepared::Copy)
+        });
+        let writing = |error| BuildError::from_io("write the image", error);
+        match prepared.await?.map_err(writing)? {
+            Prepared::Shared(image) => {
+                let hash = hash_shared(work, size_bytes, image, draft).await?;
+                Ok(hash.map(|hash| ("its blocks are shared", hash)))
+            }
+            Prepared::Copy(parts) => {
+                let (read, written, hash) = run(work, parts).await?;
+                written.map_err(writing)?;
+                if let Err(error) = read {
+                    return Ok(Err(error));
+                }
+                draft.sync().await?;
+                Ok(Ok(("copied", hash)))
+            }
         }
-        let prepared = copy::prepare(source, target, record.size_bytes);
-        let (reader, writer, hasher) =
-            prepared.map_err(|error| BuildError::from_io("write the image", error))?;
-        let done = Arc::new(AtomicU64::new(0));
-        let given_up = Arc::new(AtomicBool::new(false));
-        let reading = {
-            let given_up = Arc::clone(&given_up);
-            counted(work, move || reader.run(&given_up))
-        };
-        let writing = counted(work, move || writer.run());
-        let hashing = {
-            let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
-            counted(work, move || hasher.run(&done, &given_up))
-        };
-        let all = async {
-            let (read, written, hash) = tokio::join!(reading, writing, hashing);
-            Ok((read?, written?, hash?))
-        };
-        let (read, written, hash) = publish::watched(work, all, &done, &given_up).await?;
-        written.map_err(|error| BuildError::from_io("write the image", error))?;
-        if let Err(error) = read {
-            return Ok(Err(error));
-        }
-        draft.sync().await?;
-        Ok(Ok(("copied", hash)))
     }
 
     async fn refuse(&self, work: &Work<'_>, level: Level, reason: &str) {
@@ -212,17 +208,46 @@ fn empty(draft: &Draft) -> Result<(), BuildError> {
         .map_err(|error| BuildError::from_io("empty the image", error))
 }
 
-/// Cuts a file that shares all of an image's blocks to its size, and hashes it while it goes to the disk.
-async fn share(
+/// How an image becomes another one.
+enum Prepared {
+    /// It has all blocks already.
+    Shared(File),
+    Copy((copy::Reader, copy::Writer, copy::Hasher)),
+}
+
+/// Runs the parts of a copy side by side. Gives what came of reading and of writing, and the hash.
+async fn run(
+    work: &Work<'_>,
+    (reader, writer, hasher): (copy::Reader, copy::Writer, copy::Hasher),
+) -> Result<(io::Result<()>, io::Result<()>, String), BuildError> {
+    let done = Arc::new(AtomicU64::new(0));
+    let given_up = Arc::new(AtomicBool::new(false));
+    let reading = {
+        let given_up = Arc::clone(&given_up);
+        counted(work, move || reader.run(&given_up))
+    };
+    let writing = {
+        let given_up = Arc::clone(&given_up);
+        counted(work, move || writer.run(&given_up))
+    };
+    let hashing = {
+        let (done, given_up) = (Arc::clone(&done), Arc::clone(&given_up));
+        counted(work, move || hasher.run(&done, &given_up))
+    };
+    let all = async {
+        let (read, written, hash) = tokio::join!(reading, writing, hashing);
+        Ok((read?, written?, hash?))
+    };
+    publish::watched(work, all, &done, &given_up).await
+}
+
+/// Hashes an image while it goes to the disk.
+async fn hash_shared(
     work: &Work<'_>,
     size_bytes: u64,
     image: File,
     draft: &Draft,
 ) -> Result<io::Result<String>, BuildError> {
-    // It may have grown since it was looked at.
-    image
-        .set_len(size_bytes)
-        .map_err(|error| BuildError::from_io("write the image", error))?;
     let done = Arc::new(AtomicU64::new(0));
     let given_up = Arc::new(AtomicBool::new(false));
     let hashing = {

@@ -12,15 +12,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Inner, Waiting,
     cleanup::{self, Orphans},
-    live::LiveBuild,
-    run::{self, CREDENTIALS_LOST},
+    live::{EndReason, LiveBuild},
+    run::{self, CREDENTIALS_LOST, Unstored},
 };
 use crate::{
     build::BuildState,
     error::{StartError, StartErrorKind},
     event::{Component, ERROR_KIND, Level},
     store::{self, BuildChange, NewLine, Requeued, StoreError, StoredBuild},
-    worker::{Alarms, Survivor},
+    worker::{Alarm, Alarms, Survivor},
 };
 
 /// So often a build is begun: one that takes the service down with it each time must not do so for ever.
@@ -43,21 +43,23 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
     let mut survivors = survivors(inner).await;
     let mut held = Vec::new();
     for stored in inner.store.unfinished().await.map_err(failed)? {
-        let name = stored.build.id.to_string();
+        let (id, name) = (stored.build.id, stored.build.id.to_string());
+        let live = inner.live.insert(id);
         let of_build: Vec<_> = survivors
             .extract_if(.., |survivor| survivor.build() == name)
             .collect();
         if of_build.is_empty() {
-            let live = inner.live.insert(stored.build.id);
-            take_up(inner, stored, live).await.map_err(failed)?;
+            take_up(inner, &stored, live).await.map_err(failed)?;
         } else {
-            held.push(stored.build.id);
-            tokio::spawn(hold(Arc::downgrade(inner), stored, of_build));
+            held.push(id);
+            let watched = Watched::new(of_build, &inner.pipeline.alarms);
+            tokio::spawn(hold(Arc::downgrade(inner), stored, live, watched));
         }
     }
     if !survivors.is_empty() {
-        let (alarms, stopped) = (inner.pipeline.alarms.clone(), inner.stopped.clone());
-        tokio::spawn(async move { until_gone(survivors, &alarms, &stopped).await });
+        let watched = Watched::new(survivors, &inner.pipeline.alarms);
+        let stopped = inner.stopped.clone();
+        tokio::spawn(async move { watched.until_gone(&stopped).await });
     }
     let left = inner.store.release_leftovers(held).await.map_err(failed)?;
     if left > 0 {
@@ -71,10 +73,10 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StartError> {
 }
 
 /// Puts a build that had not ended back into the queue, or ends it.
-async fn take_up(inner: &Arc<Inner>, stored: StoredBuild, live: Arc<LiveBuild>) -> Result<(), StoreError> {
-    let build = stored.build;
+async fn take_up(inner: &Inner, stored: &StoredBuild, live: Arc<LiveBuild>) -> Result<(), StoreError> {
+    let build = &stored.build;
     // Unfinished files, and an image that was published in the last moment, which is made again.
-    inner.remove_files(&Inner::key(&build)).await;
+    inner.remove_files(&Inner::key(build)).await;
     let was_running = build.state != BuildState::Pending || build.started_at.is_some();
     let reason = if stored.needs_credentials {
         Some(CREDENTIALS_LOST.to_owned())
@@ -112,7 +114,7 @@ async fn take_up(inner: &Arc<Inner>, stored: StoredBuild, live: Arc<LiveBuild>) 
     // Before its row says that it waits: who starts it finds it.
     inner.lock_queue().insert(Waiting {
         id: build.id,
-        request: build.request,
+        request: build.request.clone(),
         live: Arc::clone(&live),
     });
     if was_running {
@@ -136,10 +138,9 @@ async fn survivors(inner: &Inner) -> Vec<Box<dyn Survivor>> {
 
 /// Leaves a build as it is, with all that is reserved for it, until its processes are gone; then takes it up. A shutdown
 /// leaves it to the next start.
-async fn hold(inner: Weak<Inner>, stored: StoredBuild, survivors: Vec<Box<dyn Survivor>>) {
+async fn hold(inner: Weak<Inner>, stored: StoredBuild, live: Arc<LiveBuild>, watched: Watched) {
     let Some(service) = inner.upgrade() else { return };
     let id = stored.build.id;
-    let live = service.live.insert(id);
     let line = NewLine::new(
         Level::Warn,
         Component::Builder,
@@ -157,56 +158,84 @@ async fn hold(inner: Weak<Inner>, stored: StoredBuild, survivors: Vec<Box<dyn Su
             "Failed to tell why a build waits"
         ),
     }
-    let (alarms, stopped) = (service.pipeline.alarms.clone(), service.stopped.clone());
+    let stopped = service.stopped.clone();
     drop(service);
-    if !until_gone(survivors, &alarms, &stopped).await {
+    if !watched.until_gone(&stopped).await {
         return;
     }
     let Some(service) = inner.upgrade() else { return };
-    if live.end_reason().is_none()
-        && let Err(error) = take_up(&service, stored, Arc::clone(&live)).await
-    {
-        // The next start takes it up.
-        tracing::error!(build.id = %id, error = &error as &dyn std::error::Error, "Failed to take up a build");
-        service.live.remove(id);
+    let ended_before = live.end_reason();
+    if ended_before == Some(EndReason::Shutdown) {
         return;
     }
-    // By request, before it was back in the queue or a moment after.
-    if let Some(reason) = live.end_reason() {
-        let _waiting = service.lock_queue().remove(id);
-        if service.live.get(id).is_some() {
-            run::end_waiting(&service, id, &live, reason).await;
+    if ended_before.is_none() && !take_up_at_last(&service, &stored, &live).await {
+        return;
+    }
+    if live.end_reason() == Some(EndReason::ByRequest) {
+        let waiting = service.lock_queue().remove(id);
+        // Whoever took it out of the queue meanwhile runs or ends it.
+        if ended_before.is_some() || waiting.is_some() {
+            run::end_waiting(&service, id, &live, EndReason::ByRequest).await;
         }
     }
     service.wake.notify_one();
 }
 
-/// Waits until nothing lives of any of them, with an alarm; `false` when the service stops before.
-async fn until_gone(
-    mut survivors: Vec<Box<dyn Survivor>>,
-    alarms: &Alarms,
-    stopped: &CancellationToken,
-) -> bool {
-    let mut raised: Vec<_> = survivors.iter().map(|_| alarms.raise()).collect();
+/// Takes a build up, as often as it takes; `false` when the service stops before.
+async fn take_up_at_last(inner: &Inner, stored: &StoredBuild, live: &Arc<LiveBuild>) -> bool {
+    // Says that the service is unhealthy, for as long as the database takes no change.
+    let mut unstored = None;
     loop {
-        let look = tokio::task::spawn_blocking(move || {
-            survivors.retain(|survivor| !survivor.is_gone());
-            survivors
-        });
-        survivors = match look.await {
-            Ok(left) => left,
+        match take_up(inner, stored, Arc::clone(live)).await {
+            // Somebody has ended it meanwhile.
+            Ok(()) | Err(StoreError::Ended | StoreError::NoSuchBuild) => return true,
             Err(error) => {
-                tracing::error!(%error, "Looking after processes of an earlier start failed");
-                return false;
+                tracing::error!(build.id = %stored.build.id, error = &error as &dyn std::error::Error, "Failed to take up a build");
+                unstored.get_or_insert_with(|| Unstored::new(&inner.unstored));
             }
-        };
-        raised.truncate(survivors.len());
-        if survivors.is_empty() {
-            return true;
         }
         tokio::select! {
-            () = stopped.cancelled() => return false,
+            () = inner.stopped.cancelled() => return false,
             () = tokio::time::sleep(LOOK_AGAIN) => {}
+        }
+    }
+}
+
+/// Processes that are waited for, each with an alarm.
+struct Watched {
+    survivors: Vec<Box<dyn Survivor>>,
+    raised: Vec<Alarm>,
+}
+
+impl Watched {
+    fn new(survivors: Vec<Box<dyn Survivor>>, alarms: &Alarms) -> Self {
+        let raised = survivors.iter().map(|_| alarms.raise()).collect();
+        Self { survivors, raised }
+    }
+
+    /// Waits until nothing lives of any of them; `false` when the service stops before.
+    async fn until_gone(mut self, stopped: &CancellationToken) -> bool {
+        loop {
+            let mut survivors = self.survivors;
+            let look = tokio::task::spawn_blocking(move || {
+                survivors.retain(|survivor| !survivor.is_gone());
+                survivors
+            });
+            self.survivors = match look.await {
+                Ok(left) => left,
+                Err(error) => {
+                    tracing::error!(%error, "Looking after processes of an earlier start failed");
+                    return false;
+                }
+            };
+            self.raised.truncate(self.survivors.len());
+            if self.survivors.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                () = stopped.cancelled() => return false,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ pub use self::launch::{
 };
 #[cfg(feature = "service")]
 pub(crate) use self::{
+    alarms::Alarm,
     copies::read as read_copies,
     launch::MAX_DESCRIPTOR,
     protocol::{

@@ -236,11 +236,26 @@ impl Group {
         usage
     }
 
-    /// Whether the kernel has killed something in it, or in one above that has a limit of its own, because there was no
-    /// memory left. Without a limit the figure of the unified hierarchy says nothing: it counts all groups below.
+    /// Whether the kernel has killed something in it because its limit of memory, or that of a group above, was reached.
+    /// Without a limit the figure of the unified hierarchy says nothing: it counts all groups below.
     pub(crate) fn was_out_of_memory(&self) -> bool {
         let above = self.above.as_ref().filter(|above| above.is_memory_limited);
-        self.usage().oom_kills > 0 || above.is_some_and(|above| above.was_out_of_memory())
+        self.usage().oom_kills > 0 && self.limit_was_reached()
+            || above.is_some_and(|above| above.was_out_of_memory())
+    }
+
+    /// `oom_kill` counts also what the kernel kills when the whole machine has no memory left. The unified hierarchy tells
+    /// whose limit was met (`oom` in `memory.events`, the kernel's `admin-guide/cgroup-v2.rst`); version 1 does not, where
+    /// Linux 6.18 leaves `memory.failcnt` at 0.
+    fn limit_was_reached(&self) -> bool {
+        let was_reached = |place: &Hierarchy| {
+            let events = fs::read_to_string(place.directory.join("memory.events")).unwrap_or_default();
+            !place.unified || field(&events, "oom").is_some_and(|times| times > 0)
+        };
+        std::iter::successors(Some(self), |group| group.above.as_deref())
+            .filter(|group| group.is_memory_limited)
+            .flat_map(|group| &group.places)
+            .any(|place| place.has(Controller::Memory) && was_reached(place))
     }
 
     /// Sends SIGKILL to everything in it. A process that is being forked meanwhile may escape where the kernel has no

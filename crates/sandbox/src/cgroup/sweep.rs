@@ -102,7 +102,12 @@ pub(super) fn sweep(tops: &[&Path], name: &str, patience: Duration) -> Vec<Survi
     let mut survivors: Vec<Survivor> = Vec::new();
     // The deepest first, so a group is looked at before the one that it is in.
     let groups = tops.iter().flat_map(|top| tree(top));
-    for base in groups.filter(|group| is_left_behind(group)) {
+    let bases: Vec<PathBuf> = groups.filter(|group| is_left_behind(group)).collect();
+    // All before any is waited for: who takes long must not take the others' time.
+    for group in bases.iter().flat_map(|base| tree(base)) {
+        kill(is_unified(&group), &group);
+    }
+    for base in bases {
         tracing::info!(group = %base.display(), "Removing the control groups of a process that is gone");
         let living = match end(&base, deadline) {
             Ok(living) => living,
@@ -148,15 +153,21 @@ fn owner(identity: &str) -> Option<(u32, u64)> {
     Some((process.parse().ok()?, started.parse().ok()?))
 }
 
+/// Whether a group is in the unified hierarchy.
+fn is_unified(group: &Path) -> bool {
+    group.join("cgroup.events").exists()
+}
+
 /// Kills everything in a tree of groups and removes it, deepest first. Gives the groups in which something lives at the
 /// deadline; they stay, with those that they are in.
 fn end(top: &Path, deadline: Instant) -> Result<Vec<PathBuf>, GroupError> {
     let mut living: Vec<PathBuf> = Vec::new();
+    let mut first_error = None;
     for group in tree(top) {
         if living.iter().any(|below| below.starts_with(&group)) {
             continue;
         }
-        let unified = group.join("cgroup.events").exists();
+        let unified = is_unified(&group);
         while !is_empty(unified, &group) {
             kill(unified, &group);
             if Instant::now() >= deadline {
@@ -165,11 +176,17 @@ fn end(top: &Path, deadline: Instant) -> Result<Vec<PathBuf>, GroupError> {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        if living.last() != Some(&group) {
-            remove_directory(&group)?;
+        if living.last() != Some(&group)
+            && let Err(error) = remove_directory(&group)
+        {
+            first_error.get_or_insert(error);
         }
     }
-    Ok(living)
+    // What lives is more important to know than what stays.
+    match first_error {
+        Some(error) if living.is_empty() => Err(error),
+        _ => Ok(living),
+    }
 }
 
 /// All groups of a tree, the deepest first.

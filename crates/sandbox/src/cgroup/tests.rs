@@ -404,7 +404,9 @@ fn privileged_what_outlives_a_sweep_is_named_and_keeps_its_group_until_it_is_gon
     }
     drop(stuck.stdin.take());
     let stat = format!("/proc/{}/stat", stuck.id());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while !fs::read_to_string(&stat).unwrap().contains(") D ") {
+        assert!(std::time::Instant::now() < deadline, "it writes");
         std::thread::yield_now();
     }
 
