@@ -15,6 +15,7 @@ use builder_core::{
     admin::{Change, Changed, Database},
     audit::{Actor, AuditEvent},
     build::BuildState,
+    error::BuildErrorKind,
     event::Level,
     service::Check,
     worker::{BoxLauncher, BuildBox, Launcher, ProcessLauncher},
@@ -222,6 +223,23 @@ async fn privileged_a_worker_that_was_taken_over_reaches_nothing() {
     of_bob.tenant.tenant_id = "bob".parse().unwrap();
     let again = site.build(&of_bob, "3.ext4").await;
     assert_eq!(again.outcome().checksum, first.outcome().checksum);
+
+    // Its output is not larger than what is left of the build's disk, and what may be holes.
+    let grow = "PLANTED HOLE\ngrow 3@8000000000\nEND\n";
+    let growing = sample().layer(&Layer::new().symlink("trap", grow));
+    let of_mallory_too = {
+        let mut wanted = request(&registry.publish("mallory/big", "1", &growing.build()));
+        wanted.tenant.tenant_id = "mallory".parse().unwrap();
+        wanted
+    };
+    for (disk_bytes, may_grow) in [(Some(64 << 20), false), (None, true)] {
+        site.config.limits.max_disk_bytes = disk_bytes;
+        let ended = site.build(&of_mallory_too, "5.ext4").await;
+        assert_eq!(attacks(&ended).len(), usize::from(may_grow), "{:?}", ended.events);
+        let error = ended.error();
+        let is_limit = *error.kind() == BuildErrorKind::LimitExceeded;
+        assert_eq!(is_limit, !may_grow, "{error:?}");
+    }
 
     // The control: the same worker outside of a box reaches all of it.
     let launcher = ProcessLauncher::from_command(&[worker.into_os_string()]).unwrap();

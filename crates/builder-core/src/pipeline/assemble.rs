@@ -7,6 +7,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, PermissionsExt},
     },
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -40,6 +41,12 @@ const FIRST_LAYER: i32 = 8;
 
 /// Layers that there are descriptors for. Docker makes at most 127, oci-fetch takes 128.
 pub(super) const MAX_LAYERS: usize = (MAX_DESCRIPTOR - FIRST_LAYER) as usize;
+
+/// What an inode takes in ext4's tables.
+const INODE_BYTES: u64 = 256;
+
+/// The largest journal, 1 GiB, and what the last group of blocks may have too much.
+const MAX_HOLES_BYTES: u64 = (1 << 30) + (128 << 20);
 
 /// How often the size of the image on disk is looked at.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -152,6 +159,7 @@ pub(super) async fn write(
     } else {
         None
     };
+    let max_image_bytes = max_image_bytes(work);
     let job = Job::Assemble(Box::new(AssembleJob {
         layers: inputs,
         mode: target.layer_mode,
@@ -163,7 +171,7 @@ pub(super) async fn write(
             profile: target.profile,
             free_space_bytes: target.free_space_bytes,
             free_inodes: target.free_inodes,
-            max_image_bytes: work.config.limits.max_image_bytes,
+            max_image_bytes,
             verity: target.has_verity(),
             identity: identity_of(work, layers, shape),
         },
@@ -182,7 +190,7 @@ pub(super) async fn write(
         job,
         descriptors,
         WorkerLimits {
-            file_size_bytes: work.config.limits.max_image_bytes,
+            file_size_bytes: max_image_bytes,
             ..work.worker_limits()
         },
     )
@@ -219,7 +227,7 @@ pub(super) async fn write(
             found.len()
         )));
     }
-    if let Some(limit) = work.config.limits.max_image_bytes
+    if let Some(limit) = max_image_bytes
         && size_bytes > limit
     {
         return Err(garbage(format!(
@@ -252,6 +260,25 @@ pub(super) async fn write(
     work.check_image(written.allocated_bytes + to_come)?;
     let contents = Contents::new(copies, layers).map_err(starting)?;
     Ok((written, contents))
+}
+
+/// How large the image's file can become with what is left of the build's disk: the worker compares it with the size that it
+/// has planned before it writes anything, and cannot write beyond it (RLIMIT_FSIZE). It is more than what may be allocated,
+/// because free space, the journal, unused inodes and free blocks' bitmaps are holes.
+fn max_image_bytes(work: &Work<'_>) -> Option<u64> {
+    let limits = &work.config.limits;
+    let by_disk = limits.max_disk_bytes.map(|limit| {
+        let target = &work.request.target;
+        let left = limit.saturating_sub(work.sums.disk_bytes.load(Ordering::Relaxed));
+        let unused_inodes = target.free_inodes.saturating_mul(INODE_BYTES);
+        let contents = left
+            .saturating_add(target.free_space_bytes)
+            .saturating_add(unused_inodes);
+        contents
+            .saturating_add(contents / 16)
+            .saturating_add(MAX_HOLES_BYTES)
+    });
+    [limits.max_image_bytes, by_disk].into_iter().flatten().min()
 }
 
 /// The leaf hashes of all packs one behind the other in a file without a name; where those of each layer are.

@@ -10,6 +10,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::FileExt,
     time::Duration,
 };
 
@@ -52,6 +53,12 @@ fn attack(name: &str, target: &str) -> io::Result<()> {
         "connect" => {
             let address: SocketAddr = target.parse().map_err(io::Error::other)?;
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        }
+        // `DESCRIPTOR@OFFSET`: fills the disk through what it was given for writing.
+        "grow" => {
+            let (number, offset) = target.split_once('@').unwrap_or_default();
+            let file = super::descriptors::take(number.parse().map_err(io::Error::other)?)?;
+            file.write_all_at(b"x", offset.parse().map_err(io::Error::other)?)
         }
         // What it was given for reading: the layers of others that are in its image, say.
         "reopen" => {
