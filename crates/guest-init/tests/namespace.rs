@@ -32,7 +32,7 @@ impl Guest {
     fn new() -> Option<Self> {
         if let Some(reason) = cannot_run() {
             assert!(std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(), "{reason}");
-            println!("skipped: {reason}");
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
             return None;
         }
         let guest = Self {

@@ -179,7 +179,7 @@ fn living_members(group: u32) -> Vec<String> {
             std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(),
             "ps is not here"
         );
-        println!("skipped: ps is not here");
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: ps is not here\n"));
         return Vec::new();
     };
     String::from_utf8_lossy(&output.stdout)

@@ -48,25 +48,23 @@ pub fn directory() -> PathBuf {
     target_directory().join("lab")
 }
 
-/// Says why a test cannot run here, for the test to return; with `BUILDERD_REQUIRE_LAB=1` in the environment, where
+/// Says why a test cannot run here, past what a test program keeps back of tests that pass, for the test to return; with `BUILDERD_REQUIRE_LAB=1` in the environment, where
 /// nothing may be missing, fails the test instead.
 ///
 /// # Panics
 /// With `BUILDERD_REQUIRE_LAB=1`.
-#[expect(clippy::print_stdout, reason = "the line that tells why a test did nothing")]
 pub fn skip(reason: impl fmt::Display) {
     assert!(
         env::var_os("BUILDERD_REQUIRE_LAB").is_none_or(|value| value != "1"),
         "cannot run here: {reason}"
     );
-    println!("skipped: {reason}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
 }
 
 /// Says why a test cannot run here that needs something from outside Debian which nobody has to have: it is left out
 /// with `BUILDERD_REQUIRE_LAB=1` as well.
-#[expect(clippy::print_stdout, reason = "the line that tells why a test did nothing")]
 pub fn skip_optional(reason: impl fmt::Display) {
-    println!("skipped: {reason}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
 }
 
 /// Finds a program in `PATH` and in the directories for administrators.

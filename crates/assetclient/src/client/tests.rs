@@ -417,7 +417,10 @@ async fn a_client_recovers_when_its_server_comes_back() {
     assert!(!error.kind().may_be_done(), "nothing was sent");
 
     let Ok(listener) = TcpListener::bind(address).await else {
-        println!("skipped: the port was taken in the meantime");
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("skipped: the port was taken in the meantime\n"),
+        );
         return;
     };
     let fake = Fake {

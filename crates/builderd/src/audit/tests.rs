@@ -88,7 +88,10 @@ async fn a_full_disk_holds_up_nobody_and_what_is_lost_is_counted() {
         max_files: 2,
     });
     let Ok(log) = log else {
-        println!("skipped: there is no /dev/full");
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("skipped: there is no /dev/full\n"),
+        );
         return;
     };
     for number in 0..10 {

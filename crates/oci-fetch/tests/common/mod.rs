@@ -157,5 +157,5 @@ pub fn skip(reason: &str) {
         std::env::var_os("BUILDERD_REQUIRE_LAB").is_none(),
         "cannot run: {reason}"
     );
-    println!("skipped: {reason}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
 }

@@ -283,7 +283,10 @@ fn a_mounted_image_grows() {
     // Bit 24 is CAP_SYS_RESOURCE, without which the kernel resizes nothing.
     if u64::from_str_radix(capabilities.trim(), 16).unwrap() & 1 << 24 == 0 {
         // Never required: `machine` grows an image online in a guest of its own, on any host.
-        println!("skipped: growing a mounted image needs CAP_SYS_RESOURCE");
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("skipped: growing a mounted image needs CAP_SYS_RESOURCE\n"),
+        );
         return;
     }
     let fixture = fixture();

@@ -295,7 +295,7 @@ pub(crate) fn skip(reason: &str) {
         std::env::var_os("BUILDERD_REQUIRE_LAB").is_none_or(|value| value != "1"),
         "cannot skip: {reason}"
     );
-    println!("skipped: {reason}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
 }
 
 /// Read-only, with nothing free.

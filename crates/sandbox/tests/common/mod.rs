@@ -63,7 +63,7 @@ pub(crate) fn full_sandbox() -> Option<sandbox::Sandbox> {
         "this test needs root".to_owned()
     };
     assert!(!required, "{missing}");
-    println!("skipped: {missing}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {missing}\n"));
     None
 }
 

@@ -39,7 +39,10 @@ fn available(program: &str) -> bool {
         Some(OsStr::new("1")),
         "{program} is missing"
     );
-    println!("skipped: {program} is not installed");
+    let _ = std::io::Write::write_fmt(
+        &mut std::io::stderr(),
+        format_args!("skipped: {program} is not installed\n"),
+    );
     false
 }
 
