@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use oci_fetch::CacheStatistics;
 use tenant::Tier;
 
 use super::{Builder, Inner, internal};
@@ -25,6 +26,8 @@ pub struct Load {
     pub deletions: Backlog,
     /// Of these two, those of which an attempt failed.
     pub failing_calls: u64,
+    /// Layers as they come from registries.
+    pub blobs: CacheStatistics,
 }
 
 /// What waits for something.
@@ -88,5 +91,6 @@ async fn load(inner: &Inner) -> Result<Load, ServiceError> {
         registrations: Backlog::since(untold.registrations, untold.oldest_registration),
         deletions: Backlog::since(untold.deletions, untold.oldest_deletion),
         failing_calls: untold.failing,
+        blobs: inner.pipeline.fetch.cache_statistics(),
     })
 }

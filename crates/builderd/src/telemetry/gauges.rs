@@ -40,6 +40,7 @@ impl Gauges {
         self.of_builds(meter);
         self.of_queue(meter);
         self.of_assetmanagerd(meter);
+        self.of_blobs(meter);
         of_spans(meter);
         // There is a figure without a log as well: an alert that has nothing to look at is no alert.
         let lost = move || audit.as_ref().map_or(0, AuditLog::lost);
@@ -125,6 +126,35 @@ impl Gauges {
             "Of the images that wait for assetmanagerd, those of which an attempt failed",
             |gauges| gauges.load().failing_calls,
         );
+    }
+
+    fn of_blobs(self: &Arc<Self>, meter: &Meter) {
+        self.gauge(
+            meter,
+            "builderd_blob_cache_bytes",
+            "By",
+            "Bytes of layers, as registries have them, that are kept for later builds",
+            |gauges| gauges.load().blobs.bytes,
+        );
+        self.gauge(
+            meter,
+            "builderd_blob_cache_in_use_bytes",
+            "By",
+            "Of these, those that running builds use and that cannot be removed now",
+            |gauges| gauges.load().blobs.bytes_in_use,
+        );
+        let figures = Arc::clone(self);
+        let _ = meter
+            .u64_observable_counter("builderd_blob_cache_layers_total")
+            .with_description("Layers that builds opened: found in the cache (hit), or downloaded (miss)")
+            .with_unit("{layer}")
+            .with_callback(move |observer| {
+                let blobs = figures.load().blobs;
+                for (result, count) in [("hit", blobs.hits), ("miss", blobs.misses)] {
+                    observer.observe(count, &[KeyValue::new("result", result)]);
+                }
+            })
+            .build();
     }
 
     /// Two gauges: how many wait, and how old the oldest is.

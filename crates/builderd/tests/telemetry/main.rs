@@ -235,7 +235,7 @@ fn value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 }
 
 /// Every metric that dashboards and alerts may rely on, with the labels that it has.
-const DOCUMENTED: [(&str, &[&str]); 31] = [
+const DOCUMENTED: [(&str, &[&str]); 33] = [
     (
         "builderd_builds_total",
         &[
@@ -276,6 +276,8 @@ const DOCUMENTED: [(&str, &[&str]); 31] = [
     ("builderd_active_builds", &[]),
     ("builderd_queued_builds", &[]),
     ("builderd_storage_usage_bytes", &[]),
+    ("builderd_blob_cache_bytes", &[]),
+    ("builderd_blob_cache_in_use_bytes", &[]),
     ("builderd_storage_limit_bytes", &[]),
     ("builderd_telemetry_spans_lost_total", &["reason=\"queue_full\""]),
     ("builderd_queue_builds", &["tenant_tier=\"free\""]),
@@ -348,6 +350,8 @@ async fn metrics_and_traces_tell_of_builds_that_completed_failed_and_were_cancel
         );
     }
     assert!(value(&text, "builderd_storage_usage_bytes", &[]) > Some(0.0));
+    assert!(value(&text, "builderd_blob_cache_bytes", &[]) > Some(0.0));
+    assert!(value(&text, "builderd_blob_cache_layers_total", &["result=\"miss\""]) > Some(0.0));
     assert_eq!(value(&text, "builderd_active_builds", &[]), Some(0.0));
     assert!(
         !text.contains("tenant_id") && !text.contains("acme"),
