@@ -14,7 +14,6 @@ use tokio::net::TcpListener;
 struct TokenRegistry {
     /// Another realm than the registry's own `/token`.
     realm: Option<String>,
-    expires_in: Option<u64>,
     /// Users and passwords; without any, anonymous tokens are given out.
     users: Vec<(String, String)>,
     /// The GET protocol is answered with 404.
@@ -64,10 +63,7 @@ async fn start(image: &TestImage, setup: TokenRegistry) -> Server {
                 return Some(Reply::new(401).body("secret words"));
             };
             let number = issued.fetch_add(1, Ordering::SeqCst);
-            let mut document = serde_json::json!({"token": format!("{subject}-{number}")});
-            if let Some(seconds) = setup.expires_in {
-                document["expires_in"] = seconds.into();
-            }
+            let document = serde_json::json!({"token": format!("{subject}-{number}")});
             return Some(Reply::ok("application/json", document.to_string()));
         }
         let Some(token) = authorization.strip_prefix("Bearer ") else {

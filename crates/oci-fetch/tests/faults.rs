@@ -10,6 +10,8 @@
 //! | 206 → 200 | `a_range_answered_with_the_whole_is_taken_from_where_it_matters`, `a_server_without_ranges_is_read_in_one_piece` |
 //! | 416 | `a_refused_range_is_fetched_from_the_start` |
 //! | 401 and 403 in mid-pull | `auth.rs`: `a_token_that_expires_in_mid_pull_is_replaced`, `a_fresh_token_that_is_refused_…` |
+//! | 401 and 403 on the resume of a cut blob | `token_expiry.rs`: `a_resume_inside_a_blob_gets_a_new_token_and_goes_on_where_it_broke` |
+//! | a token whose time runs out | `token_expiry.rs`: `a_token_is_replaced_before_it_expires_and_not_earlier` |
 //! | 429 with seconds, with a date, too long | `rate_limits_are_waited_for_in_both_forms`, `a_long_rate_limit_fails_at_once_and_says_until_when` |
 //! | 5xx | `passing_server_errors_are_retried_and_lasting_ones_reported` |
 //! | redirect chains, loops, to literals in odd forms, without a location | `redirects.rs`: `redirect_loops_chains_and_bad_locations_end` |

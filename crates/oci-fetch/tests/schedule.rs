@@ -4,11 +4,13 @@
 mod common;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::*;
 use oci_fetch::{Client, FetchErrorKind, Ranges};
 use proptest::prelude::*;
+use tokio::net::TcpListener;
 
 const LENGTH: usize = 300_000;
 const RANGE: usize = 65_536;
@@ -35,6 +37,8 @@ enum Fault {
     TooLong,
     Redirect,
     RedirectInside,
+    /// No token is good any more; how the registry says so.
+    Expire(u16),
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -63,6 +67,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::TooLong),
         2 => Just(Fault::Redirect),
         1 => Just(Fault::RedirectInside),
+        2 => prop_oneof![Just(401), Just(403)].prop_map(Fault::Expire),
     ]
 }
 
@@ -74,7 +79,7 @@ fn apply(fault: &Fault, seen: &Seen, healthy: Reply, whole: &[u8]) -> Reply {
         Fault::Stall(at) => reply.manner(Manner::StallAt(*at)),
         Fault::Drip => reply.manner(Manner::Drip(Duration::from_millis(5))),
         Fault::Hang => Reply::raw("HTTP/1.1 200 OK\r\n").manner(Manner::RawThenHang),
-        Fault::Status(status) => Reply::new(*status),
+        Fault::Status(status) | Fault::Expire(status) => Reply::new(*status),
         Fault::RateLimit(after) => Reply::new(429).header("retry-after", after),
         Fault::Whole => Reply::ok("x", whole),
         Fault::WrongRange => Reply::new(206)
@@ -108,21 +113,50 @@ fn apply(fault: &Fault, seen: &Seen, healthy: Reply, whole: &[u8]) -> Reply {
     }
 }
 
-/// A schedule of the next answers to requests for layers, and the layers' digests.
+/// A schedule of the next answers to requests for layers, the layers' digests, and the tokens without which nothing is given.
 struct Schedule {
     faults: Mutex<std::vec::IntoIter<Fault>>,
     layers: Vec<(String, Vec<u8>)>,
+    challenge: String,
+    issued: AtomicUsize,
+    /// Tokens with a smaller number have expired.
+    valid_from: AtomicUsize,
 }
 
 impl Schedule {
     fn answer(&self, seen: &Seen, healthy: &Store) -> Option<Reply> {
+        if seen.path.starts_with("/token") {
+            let number = self.issued.fetch_add(1, Ordering::SeqCst);
+            return Some(Reply::ok("application/json", token_document(number)));
+        }
+        // Storage behind a redirect knows no tokens.
+        if seen.path.starts_with("/v2/app/") {
+            let token = seen
+                .authorization()
+                .and_then(|value| value.strip_prefix("Bearer "));
+            let number = token.and_then(|token| token.parse::<usize>().ok());
+            if number.is_none_or(|number| number < self.valid_from.load(Ordering::SeqCst)) {
+                return Some(Reply::challenge(&self.challenge));
+            }
+        }
         let (_, layer) = self
             .layers
             .iter()
             .find(|(digest, _)| seen.path.ends_with(digest))?;
         let fault = self.faults.lock().unwrap().next().unwrap_or(Fault::None);
+        if matches!(fault, Fault::Expire(_)) {
+            self.valid_from
+                .store(self.issued.load(Ordering::SeqCst), Ordering::SeqCst);
+            if matches!(fault, Fault::Expire(401)) {
+                return Some(Reply::challenge(&self.challenge));
+            }
+        }
         Some(apply(&fault, seen, healthy.reply(seen), layer))
     }
+}
+
+fn token_document(number: usize) -> String {
+    format!(r#"{{"token":"{number:03}"}}"#)
 }
 
 fn is_a_fault_of_the_server(kind: &FetchErrorKind) -> bool {
@@ -149,11 +183,16 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_con
     store.publish("elsewhere", "1", &image);
     let healthy = store.clone();
     let named = |layer: &Vec<u8>| (oci_fetch::Digest::sha256(layer).to_string(), layer.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let realm = format!("http://{}/token", listener.local_addr().unwrap());
     let schedule = Schedule {
         faults: Mutex::new(faults.into_iter()),
         layers: layers.iter().map(named).collect(),
+        challenge: format!(r#"Bearer realm="{realm}",service="test""#),
+        issued: AtomicUsize::new(0),
+        valid_from: AtomicUsize::new(0),
     };
-    let server = Server::start(store, move |seen| schedule.answer(seen, &healthy)).await;
+    let server = Server::on(listener, store, move |seen| schedule.answer(seen, &healthy));
     let cache = tempfile::tempdir().unwrap();
     let ranges = Ranges {
         connections,
@@ -185,10 +224,18 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_con
         assert!(pulls <= n_faults + 10, "no pull comes through");
     };
     assert_eq!(pulled, image.layers);
+    // One token to begin with, and at most one for a fault that may mean that it has expired.
+    let tokens = server
+        .log()
+        .iter()
+        .filter(|seen| seen.path.starts_with("/token"))
+        .count();
+    assert!((1..=1 + n_faults).contains(&tokens), "{tokens} tokens");
     // Each byte once. A fault costs at most the answer that it spoils and, since a blob without ranges starts over, what was
     // there of the blob; a pull that fails gives up what its other layers have under way, in as many slots.
     let documents = image.config.len() + image.manifest.len();
     let bound = pulls * documents
+        + tokens * token_document(0).len()
         + layers.len() * LENGTH
         + n_faults * 2 * (LENGTH + 1)
         + (pulls - 1) * slots * (LENGTH + 1);
