@@ -108,7 +108,7 @@ fn rust_on_the_page_is_part_of_the_example() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_calls_on_the_page_work() {
+async fn privileged_the_calls_on_the_page_work() {
     let parts = parts::lab_part("node/node_modules/.bin/buf")
         .and_then(|_| lab::program("curl", "curl"))
         .and_then(|_| Bench::start(&[("TENANT_DEFAULT_TIER", "enterprise")]));
@@ -164,7 +164,7 @@ async fn the_calls_on_the_page_work() {
 }
 
 #[test]
-fn the_example_with_every_method_works() {
+fn privileged_the_example_with_every_method_works() {
     let parts = parts::methods_example().and_then(|example| Ok((example, Bench::start(&[])?)));
     let (example, bench) = match parts {
         Ok(parts) => parts,

@@ -183,7 +183,7 @@ fn assert_failed(name: &str, build: &BuildJob, expected: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_image_is_a_clear_error_by_every_interface() {
+async fn privileged_a_bad_image_is_a_clear_error_by_every_interface() {
     let builderd = match builderd() {
         Ok(builderd) => builderd,
         Err(missing) => return lab::skip(missing),
@@ -261,7 +261,7 @@ async fn a_bad_image_is_a_clear_error_by_every_interface() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_and_an_unwritable_directory_are_clear_errors() {
+async fn privileged_a_full_disk_and_an_unwritable_directory_are_clear_errors() {
     let builderd = match builderd() {
         Ok(builderd) => builderd,
         Err(missing) => return lab::skip(missing),
@@ -305,7 +305,7 @@ async fn a_full_disk_and_an_unwritable_directory_are_clear_errors() {
 }
 
 #[test]
-fn without_e2fsprogs_or_root_the_mke2fs_backend_says_what_it_needs() {
+fn privileged_without_e2fsprogs_or_root_the_mke2fs_backend_says_what_it_needs() {
     let builderd = match builderd() {
         Ok(builderd) => builderd,
         Err(missing) => return lab::skip(missing),
@@ -353,7 +353,7 @@ fn without_e2fsprogs_or_root_the_mke2fs_backend_says_what_it_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_cannot_be_understood_names_its_field() {
+async fn privileged_a_request_that_cannot_be_understood_names_its_field() {
     let builderd = match builderd() {
         Ok(builderd) => builderd,
         Err(missing) => return lab::skip(missing),

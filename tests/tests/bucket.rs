@@ -110,7 +110,7 @@ fn python() -> Result<PathBuf, lab::Missing> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_ends_in_a_bucket_of_moto_also_after_a_kill_and_leaves_it_when_it_is_deleted() {
+async fn privileged_a_build_ends_in_a_bucket_of_moto_also_after_a_kill_and_leaves_it_when_it_is_deleted() {
     let python = match python() {
         Ok(python) => python,
         Err(missing) => return lab::skip(missing),

@@ -55,7 +55,7 @@ fn script(name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn grpcio_creates_a_build_and_streams_its_log() {
+fn privileged_grpcio_creates_a_build_and_streams_its_log() {
     let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Bench::start(&[])?)));
     let (python, bench) = match parts {
         Ok(parts) => parts,
@@ -75,7 +75,7 @@ fn grpcio_creates_a_build_and_streams_its_log() {
 }
 
 #[test]
-fn connect_node_creates_a_build_and_streams_its_log_over_every_transport() {
+fn privileged_connect_node_creates_a_build_and_streams_its_log_over_every_transport() {
     let parts = parts::lab_part("node/node_modules").and_then(|modules| Ok((modules, Bench::start(&[])?)));
     let (modules, bench) = match parts {
         Ok(parts) => parts,
@@ -101,7 +101,7 @@ fn connect_node_creates_a_build_and_streams_its_log_over_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tonic_creates_a_build_and_streams_its_log() {
+async fn privileged_tonic_creates_a_build_and_streams_its_log() {
     let bench = match Bench::start(&[]) {
         Ok(bench) => bench,
         Err(missing) => return lab::skip(missing),
@@ -151,7 +151,7 @@ async fn tonic_creates_a_build_and_streams_its_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_seeds_curl_line_starts_a_build_that_completes() {
+async fn privileged_the_seeds_curl_line_starts_a_build_that_completes() {
     let parts = lab::program("curl", "curl").and_then(|curl| Ok((curl, Bench::start(&[])?)));
     let (curl, bench) = match parts {
         Ok(parts) => parts,
@@ -196,7 +196,7 @@ async fn the_seeds_curl_line_starts_a_build_that_completes() {
 }
 
 #[test]
-fn grpcio_finds_its_way_by_reflection_and_keeps_its_deadlines() {
+fn privileged_grpcio_finds_its_way_by_reflection_and_keeps_its_deadlines() {
     let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Bench::start(&[])?)));
     let (python, bench) = match parts {
         Ok(parts) => parts,
@@ -225,7 +225,7 @@ fn grpcio_finds_its_way_by_reflection_and_keeps_its_deadlines() {
 }
 
 #[test]
-fn a_followed_log_goes_on_after_the_service_was_killed() {
+fn privileged_a_followed_log_goes_on_after_the_service_was_killed() {
     let parts = parts::builderd_cli().and_then(|client| Ok((client, Bench::start(&[])?)));
     let (client, mut bench) = match parts {
         Ok(parts) => parts,

@@ -73,7 +73,7 @@ fn needed() -> Result<(PathBuf, [PathBuf; 4]), Missing> {
 }
 
 #[test]
-fn the_container_is_built_and_its_program_starts() {
+fn privileged_the_container_is_built_and_its_program_starts() {
     let (program, [busybox, builderd, builderd_cli, base]) = match needed() {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),

@@ -6,7 +6,7 @@ use builderd_e2e::{check, parts};
 use test_support::lab;
 
 #[test]
-fn the_demo_builds_checks_and_boots_its_own_image() {
+fn privileged_the_demo_builds_checks_and_boots_its_own_image() {
     let found = parts::root().and_then(|()| {
         parts::builderd()?;
         parts::guest_hello()?;

@@ -9,7 +9,7 @@ use test_support::{lab, registry::Misbehaviour};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn followers_are_sent_away_new_builds_refused_and_the_build_goes_on_after_the_restart() {
+async fn privileged_followers_are_sent_away_new_builds_refused_and_the_build_goes_on_after_the_restart() {
     let mut bench = match Bench::start(&[("SHUTDOWN_TIMEOUT", "3s")]) {
         Ok(bench) => bench,
         Err(missing) => return lab::skip(missing),

@@ -62,7 +62,7 @@ fn unfinished_files(state: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_killed_in_mid_build_leaves_no_process_no_mount_no_control_group_and_no_file() {
+async fn privileged_a_service_killed_in_mid_build_leaves_no_process_no_mount_no_control_group_and_no_file() {
     let Some(mut bench) = bench() else { return };
     bench.registry.misbehave(&bench.layer, Misbehaviour::StallAt(1));
     let api = Api::new(bench.daemon.address()).unwrap();
@@ -112,7 +112,7 @@ async fn a_service_killed_in_mid_build_leaves_no_process_no_mount_no_control_gro
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_reads_how_its_build_was_shut_in() {
+async fn privileged_a_tenant_reads_how_its_build_was_shut_in() {
     let Some(bench) = bench() else { return };
     let api = Api::new(bench.daemon.address()).unwrap();
     // A request can only raise what a tenant has at least.
@@ -154,7 +154,7 @@ async fn a_tenant_reads_how_its_build_was_shut_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_control_groups_the_service_is_unwell_and_builds_nothing() {
+async fn privileged_without_its_control_groups_the_service_is_unwell_and_builds_nothing() {
     let Some(bench) = bench() else { return };
     let api = Api::new(bench.daemon.address()).unwrap();
     let health = api.health().await.unwrap();

@@ -10,7 +10,7 @@ use test_support::lab;
 const MEMORY_BOUND: u64 = 512 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_followers_of_fifty_builds_are_served_within_bounds() {
+async fn privileged_two_hundred_followers_of_fifty_builds_are_served_within_bounds() {
     let bench = match Bench::start(&[("TENANT_DEFAULT_TIER", "dedicated")]) {
         Ok(bench) => bench,
         Err(missing) => return lab::skip(missing),

@@ -237,7 +237,7 @@ fn is_explained(difference: &Difference) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_image_of_a_server_holds_what_its_layers_say_and_boots() {
+async fn privileged_the_image_of_a_server_holds_what_its_layers_say_and_boots() {
     let layout = match layout("nginx") {
         Ok(layout) => layout,
         Err(missing) => return lab::skip(missing),
@@ -297,7 +297,7 @@ async fn the_image_of_a_server_holds_what_its_layers_say_and_boots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tiny_image_says_hello_from_every_kind_of_manifest() {
+async fn privileged_a_tiny_image_says_hello_from_every_kind_of_manifest() {
     let layout = match layout("tiny") {
         Ok(layout) => layout,
         Err(missing) => return lab::skip(missing),
@@ -341,7 +341,7 @@ async fn a_tiny_image_says_hello_from_every_kind_of_manifest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_distribution_runs_its_command() {
+async fn privileged_a_distribution_runs_its_command() {
     let layout = match layout("debian") {
         Ok(layout) => layout,
         Err(missing) => return lab::skip(missing),

@@ -9,7 +9,7 @@ use builderd_e2e::{api::TENANT, bench::Bench, parts};
 use test_support::{lab, registry::Misbehaviour};
 
 #[test]
-fn a_bar_with_the_servers_steps_moves_while_a_build_is_followed() {
+fn privileged_a_bar_with_the_servers_steps_moves_while_a_build_is_followed() {
     let needed = parts::builderd_cli().and_then(|client| {
         // From util-linux: runs a command with a terminal of its own.
         let script = lab::program("script", "bsdutils")?;

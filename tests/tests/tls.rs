@@ -127,7 +127,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn curl_does_what_its_certificate_may() {
+fn privileged_curl_does_what_its_certificate_may() {
     let service = match Encrypted::start() {
         Ok(service) => service,
         Err(missing) => return lab::skip(missing),
@@ -176,7 +176,7 @@ fn curl_does_what_its_certificate_may() {
 }
 
 #[test]
-fn versions_of_tls_below_1_2_are_refused() {
+fn privileged_versions_of_tls_below_1_2_are_refused() {
     let service = match Encrypted::start() {
         Ok(service) => service,
         Err(missing) => return lab::skip(missing),
@@ -203,7 +203,7 @@ fn versions_of_tls_below_1_2_are_refused() {
 }
 
 #[test]
-fn grpcio_creates_a_build_and_streams_its_log_over_tls() {
+fn privileged_grpcio_creates_a_build_and_streams_its_log_over_tls() {
     let parts = parts::lab_part("python/bin/python3").and_then(|python| Ok((python, Encrypted::start()?)));
     let (python, service) = match parts {
         Ok(parts) => parts,
@@ -232,7 +232,7 @@ fn grpcio_creates_a_build_and_streams_its_log_over_tls() {
 }
 
 #[test]
-fn our_own_client_follows_a_build_over_tls() {
+fn privileged_our_own_client_follows_a_build_over_tls() {
     let parts = parts::builderd_cli().and_then(|client| Ok((client, Encrypted::start()?)));
     let (client, service) = match parts {
         Ok(parts) => parts,
@@ -278,7 +278,7 @@ fn our_own_client_follows_a_build_over_tls() {
 }
 
 #[test]
-fn certificates_are_renewed_while_requests_go_on() {
+fn privileged_certificates_are_renewed_while_requests_go_on() {
     let service = match Encrypted::start() {
         Ok(service) => service,
         Err(missing) => return lab::skip(missing),

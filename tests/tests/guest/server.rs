@@ -27,7 +27,7 @@ const ALL_RULES: [&str; 5] = [
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
-fn a_server_answers_from_inside_with_and_without_what_can_be_left_out() {
+fn privileged_a_server_answers_from_inside_with_and_without_what_can_be_left_out() {
     let needed = rig().and_then(|rig| {
         parts::root()?;
         Ok((rig, parts::lab_image("nginx")?))

@@ -37,7 +37,7 @@ int main(int argc, char **argv) { printf("%s says %d\n", argv[0], answer()); ret
 "#;
 
 #[test]
-fn programs_without_debug_information_load_and_run() {
+fn privileged_programs_without_debug_information_load_and_run() {
     let needed = rig().and_then(|rig| {
         parts::root()?;
         lab::program("cc", "gcc")?;

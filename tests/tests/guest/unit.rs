@@ -153,7 +153,7 @@ fn object(serial: &str, name: &str) -> Value {
 }
 
 #[test]
-fn the_installed_unit_builds_in_its_box_and_the_commands_for_operators_work() {
+fn privileged_the_installed_unit_builds_in_its_box_and_the_commands_for_operators_work() {
     let (rig, programs) = match rig().and_then(|rig| Ok((rig, Programs::find()?))) {
         Ok(parts) => parts,
         Err(missing) => return lab::skip(missing),

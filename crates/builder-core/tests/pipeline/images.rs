@@ -135,7 +135,7 @@ async fn the_same_image_gives_the_same_bytes_wherever_it_comes_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_reference_backend_makes_the_same_tree_or_says_what_it_lacks() {
+async fn privileged_the_reference_backend_makes_the_same_tree_or_says_what_it_lacks() {
     let mut site = Site::new();
     site.config.backend = Backend::Mke2fs;
     let layout = site.directory.path().join("layout");

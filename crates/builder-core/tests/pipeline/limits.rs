@@ -114,7 +114,7 @@ impl Drop for TinyDisk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_named_as_such_wherever_it_is() {
+async fn privileged_a_full_disk_is_named_as_such_wherever_it_is() {
     let registry = Registry::start().unwrap();
     let large = Layer::new().file("noise", noise(5_000_000, 3));
     let image = Image::new()

@@ -145,7 +145,7 @@ fn fixture() -> Fixture {
 }
 
 #[test]
-fn the_kernel_shows_everything_as_it_was_meant() {
+fn privileged_the_kernel_shows_everything_as_it_was_meant() {
     for (options, mount_options) in [(read_only(), "loop,ro"), (read_write(30 << 20, 100), "loop,ro")] {
         let fixture = fixture();
         let image = fixture.image(&options);
@@ -157,7 +157,7 @@ fn the_kernel_shows_everything_as_it_was_meant() {
 }
 
 #[test]
-fn a_read_only_image_stays_read_only_whatever_is_asked_for() {
+fn privileged_a_read_only_image_stays_read_only_whatever_is_asked_for() {
     let image = fixture().image(&read_only());
     let before = image.sha256();
     let Some(mount) = Mount::new(&image.path(), "loop,rw") else {
@@ -170,7 +170,7 @@ fn a_read_only_image_stays_read_only_whatever_is_asked_for() {
 }
 
 #[test]
-fn a_mounted_image_can_be_written_to() {
+fn privileged_a_mounted_image_can_be_written_to() {
     let fixture = fixture();
     let image = fixture.image(&read_write(30 << 20, 3000));
     let Some(mount) = Mount::new(&image.path(), "loop,rw") else {
@@ -205,7 +205,7 @@ fn a_mounted_image_can_be_written_to() {
 }
 
 #[test]
-fn the_kernel_finds_every_name_of_a_large_directory() {
+fn privileged_the_kernel_finds_every_name_of_a_large_directory() {
     let fixture = flat(100_000, |nth| {
         [b"\xf0name ".to_vec(), nth.to_string().into_bytes()].concat()
     });
@@ -232,7 +232,7 @@ fn the_kernel_finds_every_name_of_a_large_directory() {
 }
 
 #[test]
-fn the_kernel_reads_sparse_files() {
+fn privileged_the_kernel_reads_sparse_files() {
     let mut fixture = Fixture::new();
     for (path, size, blocks) in SPARSE_FILES {
         sparse_file(&mut fixture, path, size, blocks);
@@ -271,7 +271,7 @@ impl Drop for LoopDevice {
 }
 
 #[test]
-fn a_mounted_image_grows() {
+fn privileged_a_mounted_image_grows() {
     if !rustix::process::geteuid().is_root() {
         return skip("mounting needs root");
     }
@@ -332,7 +332,7 @@ fn a_mounted_image_grows() {
 
 /// An image that a file system on this host can hold only if it is sparse and has large files: XFS on a loop device.
 #[test]
-fn an_image_beyond_16_tib_is_clean_and_mounts() {
+fn privileged_an_image_beyond_16_tib_is_clean_and_mounts() {
     if !rustix::process::geteuid().is_root() {
         return skip("mounting needs root");
     }
@@ -379,7 +379,7 @@ fn an_image_beyond_16_tib_is_clean_and_mounts() {
 
 /// The journal of an image of this size has more extents than fit into its inode.
 #[test]
-fn a_journal_of_1_gib_is_used() {
+fn privileged_a_journal_of_1_gib_is_used() {
     let mut fixture = fixture();
     fixture.inline(b"more", &[1; 70_000]);
     let image = fixture.image(&read_write(200 << 30, 100_000));

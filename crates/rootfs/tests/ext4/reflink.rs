@@ -55,7 +55,7 @@ fn shared_bytes(path: &Path) -> Option<u64> {
 }
 
 #[test]
-fn contents_are_shared_and_the_bytes_are_the_same() {
+fn privileged_contents_are_shared_and_the_bytes_are_the_same() {
     let Some(xfs) = Xfs::make() else { return };
     let mut layers = Fixture::new();
     base(&mut layers);

@@ -148,7 +148,7 @@ fn veritysetup_writes_the_same_bytes() {
 
 /// The table that the kernel's command line carries is one that the kernel takes, and what it opens is the image.
 #[test]
-fn the_kernel_takes_the_table() {
+fn privileged_the_kernel_takes_the_table() {
     if !rustix::process::geteuid().is_root() {
         return skip("device mapper needs root");
     }
