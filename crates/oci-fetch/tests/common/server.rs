@@ -1,6 +1,8 @@
 //! A registry on 127.0.0.1 that misbehaves as a test tells it to, and writes down what it was asked.
 //!
-//! It speaks HTTP/1.1 byte by byte, because a well-made server library refuses to do most of what is needed here.
+//! It speaks HTTP/1.1 byte by byte, because a well-made server library refuses to do most of what is needed here. That is
+//! also why it is not the workspace's `test_support::registry`, which stands on such a library (axum) and serves the tests of
+//! whoever builds on this crate; the other reason is that this crate is tested alone, without the rest of the workspace.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
