@@ -28,6 +28,7 @@
 //! | a cold pull-through cache | `real_registry/main.rs`: `a_cold_pull_through_cache_answers_ranges_with_the_whole` |
 //! | a mirror that breaks in mid-layer | `mirrors.rs`: `a_mirror_that_breaks_in_mid_layer_is_replaced_by_the_registry` |
 //! | any of them in any order | `schedule.rs`: `any_fault_schedule_ends_well` |
+//! | cuts, and tokens that expire among them | `schedule.rs`: `cuts_and_an_expiry_fail_no_pull` |
 //!
 //! `Link` headers are not followed at all: nothing here asks for lists.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]

@@ -173,7 +173,14 @@ fn is_a_fault_of_the_server(kind: &FetchErrorKind) -> bool {
     )
 }
 
-async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_connection_time: Duration) {
+/// How many pulls it takes.
+async fn ends_well(
+    faults: Vec<Fault>,
+    slots: usize,
+    connections: usize,
+    one_connection_time: Duration,
+    patience: Duration,
+) -> usize {
     // One layer more than there are slots: a slot that somebody keeps is missed.
     let layers: Vec<_> = (0..=slots as u64).map(|seed| noise(LENGTH, seed)).collect();
     let image = TestImage::new(&layers);
@@ -202,8 +209,8 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_con
     };
     let config = quick(server.config(cache.path()))
         .with_timeouts(oci_fetch::Timeouts {
-            header: PATIENCE,
-            no_progress: PATIENCE,
+            header: patience,
+            no_progress: patience,
             ..oci_fetch::Timeouts::default()
         })
         .with_ranges(ranges)
@@ -240,6 +247,13 @@ async fn ends_well(faults: Vec<Fault>, slots: usize, connections: usize, one_con
         + n_faults * 2 * (LENGTH + 1)
         + (pulls - 1) * slots * (LENGTH + 1);
     assert!(server.sent_bytes() <= bound, "{} of {bound}", server.sent_bytes());
+    pulls
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test)
 }
 
 proptest! {
@@ -252,7 +266,27 @@ proptest! {
         connections in prop_oneof![Just(1usize), Just(3)],
         one_connection_seconds in prop_oneof![Just(0), Just(3600)],
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(ends_well(faults, slots, connections, Duration::from_secs(one_connection_seconds)));
+        run(ends_well(faults, slots, connections, Duration::from_secs(one_connection_seconds), PATIENCE));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 100, ..ProptestConfig::default() })]
+
+    /// Each of these faults is made good within the pull: fewer cuts than a blob may be tried again, and tokens that expire
+    /// once, wherever that is.
+    #[test]
+    fn cuts_and_an_expiry_fail_no_pull(
+        cuts in proptest::collection::vec((0..LENGTH).prop_map(Fault::Cut), 0..=3),
+        healthy in 0usize..=4,
+        expiry in prop_oneof![Just(401), Just(403)].prop_map(Fault::Expire),
+        place in any::<proptest::sample::Index>(),
+        slots in 1usize..=3,
+        connections in prop_oneof![Just(1usize), Just(3)],
+    ) {
+        let mut faults = vec![Fault::None; healthy];
+        faults.extend(cuts);
+        faults.insert(place.index(faults.len() + 1), expiry);
+        prop_assert_eq!(run(ends_well(faults, slots, connections, Duration::ZERO, LIMIT)), 1);
     }
 }
