@@ -9,7 +9,15 @@ mod fixture;
 #[allow(dead_code, reason = "its main function is for the process of its own")]
 mod serve;
 
-use std::{fs, net::TcpListener, path::PathBuf, process::Command, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use builder_core::{
     admin::{Change, Changed, Database},
@@ -17,7 +25,7 @@ use builder_core::{
     build::BuildState,
     error::BuildErrorKind,
     event::Level,
-    service::Check,
+    service::{Builder, Check, ListQuery},
     worker::{BoxLauncher, BuildBox, Launcher, ProcessLauncher},
 };
 use common::{Ended, Site, host_architecture, request, sample};
@@ -250,4 +258,88 @@ async fn privileged_a_worker_that_was_taken_over_reaches_nothing() {
     assert!(told.iter().all(|line| line.ends_with(": succeeded")), "{told:?}");
     assert!(listener.accept().is_ok());
     assert_ne!(contents(&entries), packs_before);
+}
+
+/// Control groups of the boxes that a process has served with.
+fn groups_of(process: u32) -> Vec<PathBuf> {
+    let mut pending = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut found = Vec::new();
+    let owner = format!("-{process}-");
+    while let Some(directory) = pending.pop() {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match name.starts_with(serve::BOXES_NAME) && name.contains(&owner) {
+                true => found.push(entry.path()),
+                false => pending.push(entry.path()),
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_service_that_is_killed_at_any_step_leaves_no_box_and_loses_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let Some((_, worker)) = boxes("core-test-steps", state.path()) else {
+        return;
+    };
+    let programs = worker.parent().unwrap();
+    let registry = Registry::start().unwrap();
+    let reference = registry.publish("team/app", "1", &sample().build());
+    for step in [
+        "The build begins",
+        "Resolved",
+        "Indexed layer",
+        "Folded",
+        "Wrote the image",
+        "Published the image",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut killed = Command::new(env!("CARGO_BIN_EXE_builder-core-test-worker"))
+            .arg("serve")
+            .arg(directory.path())
+            .arg(serde_json::to_string(&request(&reference)).unwrap())
+            .env(serve::DIE_AT, step)
+            .env(serve::BOXES, programs)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let process = killed.id();
+        let status = killed.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{step}: {status}");
+        assert_ne!(
+            groups_of(process),
+            Vec::<PathBuf>::new(),
+            "{step}: there were boxes"
+        );
+
+        let mut config = serve::config(directory.path(), common::worker_command("worker"));
+        config.launcher = Some(Arc::new(serve::boxes(programs, directory.path()).unwrap()));
+        assert_eq!(groups_of(process), Vec::<PathBuf>::new(), "{step}");
+        let builder = Builder::start(config).await.unwrap();
+        assert_eq!(builder.health().await.isolation, Check::Healthy, "{step}");
+        let query = ListQuery {
+            tenant: fixture::alice(),
+            states: Vec::new(),
+            page_size: 0,
+            page_token: String::new(),
+        };
+        let builds = builder.list(query).await.unwrap().builds;
+        assert_eq!(builds.len(), 1, "{step}");
+        let log = fixture::lines(builder.logs(fixture::alice(), builds[0].id, 0, true));
+        let log = log.await.unwrap();
+        let build = builder.get(&fixture::alice(), &builds[0].id).await.unwrap();
+        assert_eq!(build.state, BuildState::Completed, "{step}: {log:?}");
+        for place in ["workspace/cache/packs/tmp", "workspace/staging"] {
+            assert_eq!(
+                common::files_below(&directory.path().join(place)).len(),
+                0,
+                "{step}: {place}"
+            );
+        }
+        // The empty root of a box is a tmpfs with two inodes; outside of it none must ever be.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("nr_inodes=2,"), "{step}: {mounts}");
+    }
 }

@@ -14,13 +14,33 @@ use builder_core::{
     event::LogLine,
     request::{Backend, BuildRequest, RegistryCredentials, Secret},
     service::{Builder, BuilderConfig},
+    worker::BoxLauncher,
 };
 use futures_util::{Stream, StreamExt};
 use oci_fetch::{ClientConfig, Loopback};
+use sandbox::{Sandbox, SealedProgram, Settings};
 use tenant::{TenantDefaults, Tier, TierTable};
 
 /// The beginning of a log line at which the service dies.
 pub(crate) const DIE_AT: &str = "BUILDER_CORE_TEST_DIE_AT";
+
+/// Where the static programs are with which workers run in boxes.
+pub(crate) const BOXES: &str = "BUILDER_CORE_TEST_BOXES";
+
+/// What the control groups of these boxes are called.
+pub(crate) const BOXES_NAME: &str = "core-test-served";
+
+/// Workers in boxes, in all layers of them.
+pub(crate) fn boxes(programs: &Path, directory: &Path) -> std::io::Result<BoxLauncher> {
+    let sandbox = Sandbox::start(&Settings {
+        name: BOXES_NAME,
+        helper: &std::fs::read(programs.join("sandbox-helper"))?,
+        lease_directory: Some(directory.join("users")),
+    })?;
+    let worker = std::fs::read(programs.join("builder-core-holed-worker"))?;
+    let program = SealedProgram::new("worker", &worker)?;
+    Ok(BoxLauncher::new(sandbox, program, sandbox::Level::Strict, false))
+}
 
 /// `serve DIRECTORY REQUEST-JSON [PASSWORD]`: starts the service below the directory, submits the build, says its
 /// name, and waits to be killed. An empty request only starts the service. With [`DIE_AT`] in its environment it kills
@@ -38,7 +58,14 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         };
         let command = vec![program.into_os_string(), OsString::from("worker")];
-        let Ok(builder) = Builder::start(config(Path::new(directory), command)).await else {
+        let mut config = config(Path::new(directory), command);
+        if let Some(programs) = std::env::var_os(BOXES) {
+            let Ok(launcher) = boxes(Path::new(&programs), Path::new(directory)) else {
+                return ExitCode::FAILURE;
+            };
+            config.launcher = Some(Arc::new(launcher));
+        }
+        let Ok(builder) = Builder::start(config).await else {
             return ExitCode::FAILURE;
         };
         let mut name = "none".to_owned();
