@@ -101,7 +101,7 @@ async fn privileged_the_level_that_a_build_has_is_seen_in_it() {
         let id = service.builder.create(wanted).await.unwrap().id;
         let build = service.ended(id).await;
         assert_eq!(build.state, BuildState::Completed, "{:?}", build.error_message);
-        let isolation = build.metrics.isolation.unwrap();
+        let isolation = build.metrics.isolation.clone().unwrap();
         assert_eq!(isolation.sandbox_level, level, "{asked:?}");
         assert_eq!(isolation.sandbox_id, id.to_string());
         assert_eq!(isolation.network_namespace, "private");
@@ -116,6 +116,12 @@ async fn privileged_the_level_that_a_build_has_is_seen_in_it() {
         assert_eq!(own_user, level == 3, "{isolation:?}");
         assert!(!isolation.cgroup_path.is_empty());
         assert!(build.metrics.cpu_time_ms.is_some());
+        // The image, at least, had to go to the disk.
+        assert!(
+            build.metrics.io_write_bytes.is_some_and(|bytes| bytes > 0),
+            "{:?}",
+            build.metrics
+        );
     }
     // At level 3 nothing is taken that was made in a box of somebody else's build; below it is.
     for (asked, is_taken) in [(2, true), (3, false)] {
