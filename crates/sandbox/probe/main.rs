@@ -36,6 +36,25 @@ const ATTACKS: &[(&str, Attack)] = &[
         fs::remove_file(path)?;
         Ok("wrote a file".to_owned())
     }),
+    ("open-to-write", sys::files::open_to_write),
+    ("directory", sys::files::make_directory),
+    ("link", sys::files::make_link),
+    ("unix-socket", sys::files::make_socket),
+    ("mode", sys::files::change_mode),
+    ("from-directory", |number| {
+        sys::files::read_from_directory(parse(number)?)
+    }),
+    ("keep-own-program", |number| {
+        sys::files::keep_own_program(parse(number)?)
+    }),
+    ("write-program", |number| {
+        sys::files::write_program(parse(number)?)
+    }),
+    ("set-user-id", |number| sys::files::set_user_id(parse(number)?)),
+    ("owner", |number| sys::files::change_owner(parse(number)?)),
+    ("file-capability", |number| {
+        sys::files::set_capability(parse(number)?)
+    }),
     ("proc", |_| {
         let names = fs::read_dir("/proc")?.count();
         Ok(format!("{names} names in /proc"))
@@ -62,6 +81,12 @@ const ATTACKS: &[(&str, Attack)] = &[
     }),
     ("user-namespace", |_| sys::mounts::unshare(libc::CLONE_NEWUSER)),
     ("mount", |_| sys::mounts::mount_somewhere()),
+    ("groups", |kind_and_rest| {
+        let (kind, rest) = two(kind_and_rest)?;
+        let (options, file) = two(rest)?;
+        sys::mounts::mount_groups(kind, options, file)
+    }),
+    ("remount-root", |_| sys::mounts::remount_root()),
     ("mount-api", |_| sys::mounts::fsopen()),
     ("mount-for-all", |name_and_place| {
         let (name, place) = two(name_and_place)?;
@@ -85,6 +110,13 @@ const ATTACKS: &[(&str, Attack)] = &[
         sys::processes::own_descriptor(parse(process)?)
     }),
     ("limits-of", |process| sys::processes::read_limit(parse(process)?)),
+    ("trace", |process| sys::processes::trace(parse(process)?)),
+    ("write-memory", |process| {
+        sys::processes::write_to(parse(process)?)
+    }),
+    ("descriptor-of", |process| {
+        sys::processes::take_from(parse(process)?, 1)
+    }),
     ("parent-memory", |_| sys::processes::attach_to_parent()),
     ("write-parent-memory", |_| sys::processes::write_to_parent()),
     ("parent-descriptor", |number| {
@@ -122,6 +154,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("make-key", sys::ipc::make_key),
     ("find-key", |name| sys::ipc::find_key(name, false)),
     ("remove-key", |name| sys::ipc::find_key(name, true)),
+    ("console", |number| sys::files::console(parse(number)?)),
     ("terminal", |_| sys::push_into_terminal()),
     ("program", |path| {
         std::process::Command::new(path).status()?;
@@ -176,6 +209,8 @@ fn main() -> ExitCode {
                 },
                 "memory" => sys::load::memory_bomb(),
                 "forks" => sys::load::fork_bomb(),
+                "childs-memory" => sys::load::childs_memory_bomb(),
+                "zombies" => sys::load::zombies(),
                 "daemons" => sys::load::daemons(),
                 "flood" => while io::stdout().write_all(&[b'x'; 4096]).is_ok() {},
                 "many-descriptors" => {

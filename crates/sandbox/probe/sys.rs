@@ -4,6 +4,7 @@
 
 pub(crate) mod descriptors;
 pub(crate) mod entry;
+pub(crate) mod files;
 pub(crate) mod ipc;
 pub(crate) mod kernel;
 pub(crate) mod load;

@@ -66,6 +66,8 @@ fn ending(outcome: &Outcome, output: &str) -> Option<End> {
 struct Host {
     number: u32,
     tcp: TcpListener,
+    /// `None` on a host without IPv6.
+    tcp6: Option<TcpListener>,
     udp: UdpSocket,
     name: String,
     _abstract: UnixListener,
@@ -80,6 +82,7 @@ impl Host {
         Self {
             number,
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
+            tcp6: TcpListener::bind("[::1]:0").ok(),
             udp: UdpSocket::bind("127.0.0.1:0").unwrap(),
             _abstract: UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap(),
             name,
@@ -90,7 +93,23 @@ impl Host {
     fn name_in(&self, words: &str) -> String {
         let own = std::process::id();
         let path = std::env::temp_dir().join(format!("sandbox-probe-{own}-{}", self.number));
+        let root = format!("/sandbox-probe-{own}-{}", self.number);
+        let tcp6 = match &self.tcp6 {
+            Some(listener) => listener.local_addr().unwrap().to_string(),
+            None => "[::1]:9".to_owned(),
+        };
+        // A hierarchy of its own takes no controller away from another.
+        let own_groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let is_there = own_groups.contains(":pids:");
+        let groups = if is_there {
+            "pids"
+        } else {
+            "none,name=sandbox-probe"
+        };
         words
+            .replace("{root}", &root)
+            .replace("{tcp6}", &tcp6)
+            .replace("{groups}", groups)
             .replace("{tcp}", &self.tcp.local_addr().unwrap().to_string())
             .replace("{udp}", &self.udp.local_addr().unwrap().to_string())
             .replace("{name}", &self.name)
@@ -98,12 +117,24 @@ impl Host {
             .replace("{path}", &path.display().to_string())
     }
 
-    /// What a worker has as well: a file of the host, and one in memory, which it may write. Both are programs.
+    /// What a worker has as well: a file of the host, and one in memory, which it may write, both of them programs. And
+    /// what it should not have been given: the host's root directory, a file of the host to write, the console.
     fn descriptors(&self) -> Vec<(OwnedFd, i32)> {
         let mut file = File::open(common::static_programs::directory().join("escape-probe")).unwrap();
         let memory = rustix::fs::memfd_create("sandbox-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         std::io::copy(&mut file, &mut File::from(memory.try_clone().unwrap())).unwrap();
-        vec![(file.into(), 3), (memory, 4)]
+        let root = File::open("/").unwrap();
+        let output = tempfile::tempfile().unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOCTTY;
+        let console = rustix::fs::open("/dev/tty0", flags, rustix::fs::Mode::empty())
+            .unwrap_or_else(|_| File::open("/dev/null").unwrap().into());
+        vec![
+            (file.into(), 3),
+            (memory, 4),
+            (root.into(), 5),
+            (output.into(), 6),
+            (console, 7),
+        ]
     }
 }
 
@@ -261,6 +292,129 @@ fn privileged_no_descriptor_passes_through_a_socket() {
     assert_eq!(run("give-descriptor=3", outside, &here), End::Gains);
     assert_eq!(run("take-descriptor=3", strict, &there), End::Fails(libc::ENOSYS));
     assert_eq!(run("take-descriptor=3", outside, &there), End::Gains);
+}
+
+/// At level 1, where only the walls hold, and not the list of system calls. Where no wall is, it succeeds.
+#[test]
+fn privileged_a_box_cannot_touch_a_process_of_another() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let host = Host::new();
+    let basic = Level::Basic.isolation(Calls::Worker);
+    let none = GroupLimits::default();
+    let target = sandbox.launch(spec("idle"), basic, None, &none).unwrap();
+    let _ = common::user_of_a_member(target.group().unwrap());
+    let members = fs::read_to_string(target.group().unwrap().path().join("cgroup.procs")).unwrap();
+    // The helper and init among them.
+    let members: Vec<&str> = members.lines().collect();
+    assert!(members.len() >= 3, "{members:?}");
+    for process in members {
+        for attack in [
+            "signal",
+            "thread-signal",
+            "limits-of",
+            "join-namespace",
+            "trace",
+            "write-memory",
+            "descriptor-of",
+        ] {
+            let words = format!("{attack}={process}");
+            let (end, said) = strike(&sandbox, basic, &words, &host);
+            assert_eq!(end, End::Fails(libc::ESRCH), "{said}");
+            let strict = Level::Strict.isolation(Calls::Worker);
+            let (end, said) = strike(&sandbox, strict, &words, &host);
+            assert!(matches!(end, End::Fails(_)), "{said}");
+            // The control.
+            let (end, said) = strike(&sandbox, with(Layers::NONE), &words, &host);
+            assert_eq!(end, End::Gains, "{said}");
+        }
+    }
+    target.killer().kill();
+    assert!(target.wait().unwrap().killed);
+}
+
+/// The control of another address than those of this host would be somebody else's machine: that of the table has to do.
+#[test]
+fn privileged_no_address_can_be_reached() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let host = Host::new();
+    for words in [
+        "tcp=169.254.169.254:80",
+        "udp=169.254.169.254:53",
+        "tcp=192.0.2.1:443",
+        "tcp=[fd00:ec2::254]:80",
+        "tcp=[2001:db8::1]:443",
+    ] {
+        let basic = Level::Basic.isolation(Calls::Worker);
+        let (end, said) = strike(&sandbox, basic, words, &host);
+        // An address of IPv6 is first looked for one to start from.
+        let expected = if words.contains('[') {
+            libc::EADDRNOTAVAIL
+        } else {
+            libc::ENETUNREACH
+        };
+        assert_eq!(end, End::Fails(expected), "{said}");
+        let strict = Level::Strict.isolation(Calls::Worker);
+        let (end, said) = strike(&sandbox, strict, words, &host);
+        assert_eq!(end, End::Fails(libc::ENOSYS), "{said}");
+    }
+}
+
+/// A program can be written to once nobody runs it any more, by who has kept it open (CVE-2019-5736); one in sealed
+/// memory cannot. The helper and init run from such memory as well.
+#[test]
+fn privileged_a_program_cannot_be_changed_by_who_runs_it() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let host = Host::new();
+    let words = "keep-own-program=3";
+    let outside = with(Layers::NONE);
+    // The control: a program that is a file.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("program");
+    // Not copied by this process, of which another thread may fork while the file is open for writing: nobody could then
+    // run it.
+    let probe = common::static_programs::directory().join("escape-probe");
+    let copied = Command::new("cp").args([&probe, &path]).status().unwrap();
+    assert!(copied.success());
+    let before = fs::read(&path).unwrap();
+    let mut unsealed = spec(words);
+    unsealed.program = sandbox::Program::Path(path.clone());
+    unsealed.descriptors = host.descriptors();
+    let (outcome, output) = common::run_boxed(&sandbox, unsealed, outside, &GroupLimits::default());
+    assert_eq!(ending(&outcome, &output), Some(End::Gains), "{output}");
+    let after = fs::read(&path).unwrap();
+    assert!(after.len() == before.len() + 1 && after.starts_with(&before));
+
+    for (isolation, end) in [
+        (outside, End::Fails(libc::EPERM)),
+        (Level::Basic.isolation(Calls::Worker), End::Fails(libc::ENOENT)),
+        (Level::Strict.isolation(Calls::Worker), End::Fails(libc::ENOSYS)),
+    ] {
+        // One of its own: other tests run the one that is shared, and what runs is busy.
+        let bytes = fs::read(&probe).unwrap();
+        let mut sealed = spec(words);
+        sealed.program = sandbox::SealedProgram::new("own", &bytes).unwrap().into();
+        sealed.descriptors = host.descriptors();
+        let (outcome, output) = common::run_boxed(&sandbox, sealed, isolation, &GroupLimits::default());
+        assert_eq!(ending(&outcome, &output), Some(end), "{output}");
+    }
+
+    let basic = Level::Basic.isolation(Calls::Worker);
+    let none = GroupLimits::default();
+    let sleeper = sandbox.launch(spec("idle"), basic, None, &none).unwrap();
+    let _ = common::user_of_a_member(sleeper.group().unwrap());
+    let members = fs::read_to_string(sleeper.group().unwrap().path().join("cgroup.procs")).unwrap();
+    for process in members.lines() {
+        use rustix::fs::{SealFlags, fcntl_get_seals};
+        let program = File::open(format!("/proc/{process}/exe")).unwrap();
+        let sealed = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        assert!(fcntl_get_seals(&program).unwrap().contains(sealed), "{process}");
+    }
 }
 
 /// No call that a worker has takes more of the disk than the limit of a file says, and one that would is not there.

@@ -1,6 +1,11 @@
 //! What can be made of a descriptor that was given.
 
-use std::{ffi::CString, io, mem::MaybeUninit, ptr};
+use std::{
+    ffi::{CStr, CString},
+    io,
+    mem::MaybeUninit,
+    ptr,
+};
 
 use super::{check, check_length};
 
@@ -101,9 +106,14 @@ pub(crate) fn open_by_handle(number: i32) -> io::Result<String> {
 /// Runs the program that descriptor `from` has, as descriptor `number`, since a filter can tell numbers only. It is this
 /// program, and says so.
 pub(crate) fn execute(from: i32, number: i32) -> io::Result<String> {
+    execute_with(from, number, c"ran")
+}
+
+/// As [`execute`], with another word for what is run.
+pub(crate) fn execute_with(from: i32, number: i32, word: &CStr) -> io::Result<String> {
     // SAFETY: three integers.
     let copy = check(i64::from(unsafe { libc::fcntl(from, libc::F_DUPFD, number) }))?;
-    let arguments = [c"probe".as_ptr(), c"ran".as_ptr(), ptr::null()];
+    let arguments = [c"probe".as_ptr(), word.as_ptr(), ptr::null()];
     let environment = [ptr::null::<libc::c_char>()];
     // SAFETY: an empty live string, and two arrays of live strings that end with a null pointer.
     check(unsafe {

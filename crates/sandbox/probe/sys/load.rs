@@ -29,6 +29,33 @@ pub(crate) fn fork_bomb() -> ! {
     }
 }
 
+/// Children that have ended and are never waited for, until no more can be had; says how many there are.
+pub(crate) fn zombies() {
+    let mut count = 0_u32;
+    loop {
+        // SAFETY: this process has one thread; the child ends at once.
+        match unsafe { libc::fork() } {
+            // SAFETY: no requirements.
+            0 => unsafe { libc::_exit(0) },
+            1.. => count += 1,
+            _ => break,
+        }
+    }
+    let _ = io::stdout().write_all(format!("{count} zombies\n").as_bytes());
+}
+
+/// A child takes memory until it is killed; this process does not mind.
+pub(crate) fn childs_memory_bomb() {
+    // SAFETY: this process has one thread; a null status is allowed.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            memory_bomb();
+        }
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+}
+
 /// Leaves processes that have left every session and group, ignore signals, and hold standard output; goes on itself.
 pub(crate) fn daemons() {
     for _ in 0..5 {

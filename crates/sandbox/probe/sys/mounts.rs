@@ -37,6 +37,46 @@ pub(crate) fn mount_somewhere() -> io::Result<String> {
     Ok("mounted".to_owned())
 }
 
+/// In a mount namespace of its own; who may not make one, in a user namespace of its own as well.
+fn unshare_mounts(more: i32) -> io::Result<()> {
+    if unshare(libc::CLONE_NEWNS).is_err() {
+        unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | more)?;
+    }
+    make_private()
+}
+
+/// A hierarchy of control groups, and `file` in it opened for writing: `release_agent` names a program that the kernel
+/// runs as the host's root (CVE-2022-0492). Nothing is written.
+pub(crate) fn mount_groups(kind: &str, options: &str, file: &str) -> io::Result<String> {
+    unshare_mounts(libc::CLONE_NEWCGROUP)?;
+    let (kind, options) = (CString::new(kind)?, CString::new(options)?);
+    // SAFETY: live zero-terminated strings, the options too.
+    check(i64::from(unsafe {
+        libc::mount(
+            c"g".as_ptr(),
+            c"/".as_ptr(),
+            kind.as_ptr(),
+            0,
+            options.as_ptr().cast(),
+        )
+    }))?;
+    // What is mounted over the root is behind "..", where "/" is still what was there before.
+    std::env::set_current_dir("/..")?;
+    std::fs::File::options().write(true).open(file)?;
+    Ok("may write to a control group".to_owned())
+}
+
+/// The root is made writable, in a mount namespace of its own.
+pub(crate) fn remount_root() -> io::Result<String> {
+    unshare_mounts(0)?;
+    let flags = libc::MS_REMOUNT | libc::MS_BIND;
+    // SAFETY: live zero-terminated strings; no data.
+    check(i64::from(unsafe {
+        libc::mount(c"".as_ptr(), c"/".as_ptr(), c"".as_ptr(), flags, ptr::null())
+    }))?;
+    Ok("made the root writable".to_owned())
+}
+
 /// Mounts at `place` where it is; who may not, in a user namespace of its own, on the root that is there.
 pub(crate) fn mount_for_all(name: &str, place: &str) -> io::Result<String> {
     if mount_memory(name, place).is_ok() {

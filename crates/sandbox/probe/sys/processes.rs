@@ -48,6 +48,13 @@ pub(crate) fn read_limit(process: i32) -> io::Result<String> {
     Ok("knows its limits".to_owned())
 }
 
+/// Without a stop: it ends with this process.
+pub(crate) fn trace(process: i32) -> io::Result<String> {
+    // SAFETY: PTRACE_SEIZE takes numbers, of which the address has to be 0.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, process, 0, 0) })?;
+    Ok("traces it".to_owned())
+}
+
 pub(crate) fn attach_to_parent() -> io::Result<String> {
     // SAFETY: PTRACE_ATTACH ignores both pointers; the parent is detached at once.
     unsafe {
@@ -59,8 +66,12 @@ pub(crate) fn attach_to_parent() -> io::Result<String> {
     Ok("attached to the parent".to_owned())
 }
 
-/// At address 0, where no process has anything: who may write at all learns that, and changes nothing.
 pub(crate) fn write_to_parent() -> io::Result<String> {
+    write_to(parent())
+}
+
+/// At address 0, where no process has anything: who may write at all learns that, and changes nothing.
+pub(crate) fn write_to(process: i32) -> io::Result<String> {
     let byte = [0_u8];
     let ours = libc::iovec {
         iov_base: byte.as_ptr().cast_mut().cast(),
@@ -71,16 +82,21 @@ pub(crate) fn write_to_parent() -> io::Result<String> {
         iov_len: 1,
     };
     // SAFETY: one live byte is read; the other address is not this process's.
-    let written = unsafe { libc::process_vm_writev(parent(), &raw const ours, 1, &raw const theirs, 1, 0) };
+    let written = unsafe { libc::process_vm_writev(process, &raw const ours, 1, &raw const theirs, 1, 0) };
     super::allowed_but(libc::EFAULT, super::check_length(written), "may write")
 }
 
 /// Descriptor `number`: to 256 init writes how the program has ended.
 pub(crate) fn take_from_parent(number: i32) -> io::Result<String> {
-    let parent = open(parent())?;
+    take_from(parent(), number)
+}
+
+/// Who may take any descriptor is told which are not open.
+pub(crate) fn take_from(process: i32, number: i32) -> io::Result<String> {
+    let process = open(process)?;
     // SAFETY: three integers; the copy is nobody's.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, parent, number, 0) })?;
-    Ok("has the parent's descriptor".to_owned())
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) };
+    super::allowed_but(libc::EBADF, check(taken), "may take descriptors")
 }
 
 pub(crate) fn trace_me() -> io::Result<String> {

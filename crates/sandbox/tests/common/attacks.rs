@@ -1,8 +1,40 @@
 //! Every attack, what each layer alone makes of it, and what a kernel may lack so that nobody at all can make it.
+//!
+//! The known ways out of containers and build sandboxes, and what tries them here. What is in quotes is a word of this
+//! table; the rest are tests in `escapes.rs`, or in the file that is named.
+//!
+//! | class | tried by |
+//! |---|---|
+//! | the launching program through `/proc/self/exe` (CVE-2019-5736) | `a_program_cannot_be_changed_by_who_runs_it` |
+//! | leaked descriptor, directory to start from (CVE-2024-21626) | "host-file=../…", "from-directory", `only_named_descriptors_are_in_the_box` |
+//! | links in place of what is mounted over (CVE-2025-31133, 52565, 52881, 2019-19921), a directory swapped during the set-up (CVE-2024-45310), caches and mounts of builds (CVE-2024-1753, 9675, 23651 to 23653) | not applicable: the root is empty, nothing is mounted into it and no path comes from a tenant |
+//! | `release_agent` (CVE-2022-0492) | "groups", "mount" |
+//! | mount API, new and other namespaces (CVE-2022-0185) | "mount-api", "user-namespace", "join-namespace", "clone3", "change-root", "pivot-root" |
+//! | an output's descriptor given to somebody else (CVE-2024-27297) | "abstract-socket", `no_descriptor_passes_through_a_socket`; that an output is only read after the end of its box is up to who launches |
+//! | an output with the set-user-id bit (CVE-2024-38531) | "set-user-id", "owner", "file-capability", "mode" |
+//! | typing into the terminal (CVE-2017-5226) | "console", `a_terminal_takes_no_typing_from_a_box` (`kills.rs`) |
+//! | other processes, `/proc/1` | "signal" to "ptrace", "proc", `a_box_cannot_touch_a_process_of_another`; during the set-up: `steps.rs` |
+//! | device nodes | "device"; nothing of an image is in the box |
+//! | propagation of mounts | `a_mount_stays_in_its_box` |
+//! | keyrings, IPC, locks | "keyring", "file-lock", "record-lock", `boxes_share_no_queue_no_segment_and_no_key` (`kills.rs`) |
+//! | `/proc/sys`, `sysrq-trigger`, `kmsg`, `kcore`, `/sys` | "open-to-write", "host-file=/proc/kcore", "kernel-log" |
+//! | the root of the box | "host-write={root}" and those that follow it |
+//! | processes, zombies, memory, time, idleness, stopped and deaf programs | `boxes.rs`, `ending.rs` |
+//! | descriptors, floods of output | `kills.rs` |
+//! | space and inodes | nothing can be made in the box; what is given: `no_call_gives_a_file_more_than_its_limit`, `boxes.rs` |
+//! | many or long arguments | not applicable: the arguments are the launching program's |
+//! | network: loopback, IPv6, UDP, raw and abstract sockets, the address of cloud metadata | "tcp" to "kernel-crypto", `no_address_can_be_reached` |
+//! | names, proxies and allowed hosts | not applicable: there is no network to allow a part of |
+//! | residue after any end | `kills.rs`, `steps.rs`, `boxes.rs` |
+//! | a layer that cannot be had | `fail_closed.rs`, `a_box_without_a_wanted_layer_is_refused` |
+//! | young parts of the kernel, other architectures, code that was not there | the rest of the table |
 
 use std::{fs, path::Path};
 
-use libc::{EACCES, EAFNOSUPPORT, ECONNREFUSED, EINVAL, ENETUNREACH, ENOENT, ENOSYS, EPERM, ESRCH};
+use libc::{
+    EACCES, EADDRNOTAVAIL, EAFNOSUPPORT, ECONNREFUSED, EINVAL, ENETUNREACH, ENODEV, ENOENT, ENOSYS, ENOTTY,
+    EPERM, EROFS, ESRCH,
+};
 
 use End::{Depends, Dies, Fails, Gains};
 
@@ -90,10 +122,69 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("proc", Fails(ENOENT), Fails(ENOSYS), Fails(EACCES)),
     attack("device={path}", Fails(ENOENT), Fails(ENOSYS), Fails(EACCES)),
     attack("file-handle=3", Fails(EPERM), Fails(ENOSYS), Fails(EACCES)),
+    // Descriptor 5 is the root directory of the host, 6 a file of the host that can be written.
+    attack(
+        "host-file=../../../../etc/passwd",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    ),
+    attack("from-directory=5", Gains, Fails(ENOSYS), Fails(EACCES)),
+    attack("set-user-id=6", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("owner=6", Fails(EPERM), Fails(ENOSYS), Gains),
+    attack("file-capability=6", Fails(EPERM), Fails(ENOSYS), Gains),
     attack("file-lock", Gains, Fails(ENOSYS), Gains),
     attack("record-lock", Gains, Fails(EPERM), Gains),
+    // The root of the box, which outside is that of the host.
+    attack("host-write={root}", Fails(EROFS), Fails(ENOSYS), Fails(EACCES)),
+    attack("directory={root}", Fails(EROFS), Fails(ENOSYS), Fails(EACCES)),
+    attack("link={root}", Fails(EROFS), Fails(ENOSYS), Fails(EACCES)),
+    attack("device={root}", Fails(EROFS), Fails(ENOSYS), Fails(EACCES)),
+    attack("unix-socket={root}", Fails(EROFS), Fails(ENOSYS), Fails(EACCES)),
+    attack("mode=/", Fails(EROFS), Fails(ENOSYS), Gains),
+    attack("remount-root", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    // What would change the kernel, or end the machine. It is opened, and nothing is written.
+    attack(
+        "open-to-write=/proc/sys/kernel/core_pattern",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    ),
+    attack(
+        "open-to-write=/proc/sysrq-trigger",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    )
+    .unless(&[(Fails(ENOENT), || !Path::new("/proc/sysrq-trigger").exists())]),
+    attack(
+        "open-to-write=/dev/kmsg",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    ),
+    attack(
+        "host-file=/proc/kcore",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    )
+    .unless(&[
+        (Fails(ENOENT), || !Path::new("/proc/kcore").exists()),
+        (Fails(EPERM), || {
+            Path::new("/sys/kernel/security/lockdown").exists()
+        }),
+    ]),
+    attack(
+        "open-to-write=/sys/module/kernel/parameters/panic",
+        Fails(ENOENT),
+        Fails(ENOSYS),
+        Fails(EACCES),
+    ),
     // Network.
     attack("tcp={tcp}", Fails(ENETUNREACH), Fails(ENOSYS), Depends(EACCES)),
+    attack("tcp={tcp6}", Fails(EADDRNOTAVAIL), Fails(ENOSYS), Depends(EACCES))
+        .unless(&[(Fails(EADDRNOTAVAIL), || !Path::new("/proc/net/if_inet6").exists())]),
     attack("udp={udp}", Fails(ENETUNREACH), Fails(ENOSYS), Gains),
     attack(
         "abstract-socket={name}",
@@ -115,6 +206,21 @@ pub(crate) const ATTACKS: &[Attack] = &[
     ),
     attack("join-namespace=parent", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
     attack("mount", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
+    // In a user namespace of its own a box may mount both, of which its own group is then the root; the files stay the
+    // host's.
+    attack(
+        "groups=cgroup:{groups}:release_agent",
+        Fails(EACCES),
+        Fails(ENOSYS),
+        Fails(EPERM),
+    )
+    .unless(&[(Fails(ENODEV), || no_file_system("cgroup"))]),
+    attack(
+        "groups=cgroup2::cgroup.procs",
+        Fails(EACCES),
+        Fails(ENOSYS),
+        Fails(EPERM),
+    ),
     attack("mount-api", Fails(EPERM), Fails(ENOSYS), Gains),
     attack("change-root", Fails(EPERM), Fails(ENOSYS), Gains),
     attack("pivot-root", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
@@ -126,6 +232,9 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("personality", Gains, Fails(ENOSYS), Gains),
     attack("dumpable", Gains, Fails(EINVAL), Gains),
     attack("own-filter", Gains, Fails(EINVAL), Gains),
+    // Descriptor 7 is the console.
+    attack("console=7", Fails(EPERM), Fails(ENOTTY), Gains)
+        .unless(&[(Fails(ENOTTY), || !Path::new("/dev/tty0").exists())]),
     // Processes.
     attack("signal={process}", Fails(ESRCH), Fails(ENOSYS), Depends(EPERM)),
     attack("thread-signal={process}", Fails(ESRCH), Gains, Depends(EPERM)),
@@ -209,6 +318,12 @@ fn no_protocol(name: &str) -> bool {
     !words_of("/proc/net/protocols")
         .lines()
         .any(|line| line.split_ascii_whitespace().next() == Some(name))
+}
+
+fn no_file_system(name: &str) -> bool {
+    !words_of("/proc/filesystems")
+        .lines()
+        .any(|line| line.split_ascii_whitespace().last() == Some(name))
 }
 
 /// Whether root itself may not raise limits here, as in some containers.
