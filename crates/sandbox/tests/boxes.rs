@@ -9,7 +9,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -115,7 +115,13 @@ fn privileged_a_limit_that_is_too_low_for_the_box_itself_is_told_as_what_it_is()
         }
     }
     assert!(refusals > 0);
-    assert_eq!(common::boxes_of(std::process::id()), Vec::<PathBuf>::new());
+    // Of this sandbox, not of those of the tests beside it.
+    let groups = sandbox.groups().unwrap();
+    let group = groups.group("probe", &GroupLimits::default()).unwrap();
+    let base = group.path().parent().unwrap().file_name().unwrap().to_owned();
+    let mut left = common::boxes_of(std::process::id());
+    left.retain(|path| path.parent().unwrap().file_name() == Some(&base));
+    assert_eq!(left, Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -131,6 +137,23 @@ fn privileged_memory_is_bounded_and_its_end_is_told() {
     assert!(outcome.out_of_memory, "{outcome:?}");
     assert!(!outcome.timed_out && !outcome.status.success(), "{outcome:?}");
     assert!(outcome.peak_memory_bytes > 16 << 20, "{outcome:?}");
+}
+
+#[test]
+fn privileged_the_end_of_memory_is_told_although_the_program_says_that_all_went_well() {
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let limits = GroupLimits {
+        memory_bytes: Some(48 << 20),
+        ..GroupLimits::default()
+    };
+    let (outcome, _) = basic(&sandbox, spec(&["childs-memory", "exit=0"]), &limits);
+    assert!(outcome.out_of_memory && !outcome.timed_out, "{outcome:?}");
+    // Where a group is killed as a whole, the program is not asked.
+    let killed = sandbox.groups().unwrap().version() == sandbox::GroupVersion::V2
+        && outcome.status.signal() == Some(Signal::KILL.as_raw());
+    assert!(killed || outcome.status.code() == Some(0), "{outcome:?}");
 }
 
 #[test]
@@ -236,6 +259,79 @@ fn privileged_daemons_that_left_every_group_end_too() {
         reader.read_to_end(&mut rest).unwrap();
         assert!(!path.exists(), "{}", path.display());
     }
+}
+
+/// Nobody has waited for them: a zombie goes only with its parent, and init then has to wait for what is left.
+#[test]
+fn privileged_zombies_are_bounded_and_end_with_their_box() {
+    const PROCESSES: u64 = 200;
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    for then in ["exit=0", "idle"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut storm = spec(&["zombies", then]);
+        storm.stdout = Some(writer.into());
+        let limits = GroupLimits {
+            processes: Some(PROCESSES),
+            ..GroupLimits::default()
+        };
+        let basic = Level::Basic.isolation(Calls::Worker);
+        let child = sandbox.launch(storm, basic, None, &limits).unwrap();
+        let path = child.group().unwrap().path().to_owned();
+        let mut reader = BufReader::new(reader);
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        // All that the limit leaves beside the helper, init and the program.
+        assert_eq!(line, format!("{} zombies\n", PROCESSES - 3));
+        if then == "idle" {
+            child.killer().kill();
+        }
+        let outcome = child.wait().unwrap();
+        assert_eq!(outcome.killed, then == "idle", "{outcome:?}");
+        assert!(!outcome.timed_out, "{outcome:?}");
+        reader.read_to_end(&mut Vec::new()).unwrap();
+        assert!(!path.exists(), "{}", path.display());
+    }
+}
+
+/// It is a matter of milliseconds; the promise is a second. What is asserted is more, for a machine that is busy.
+#[test]
+fn privileged_a_whole_tree_is_gone_soon_after_its_kill() {
+    const PROCESSES: u64 = 200;
+    let Some(sandbox) = common::full_sandbox() else {
+        return;
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut tree = spec(&["daemons", "forks"]);
+    tree.stdout = Some(writer.into());
+    let limits = GroupLimits {
+        processes: Some(PROCESSES),
+        ..GroupLimits::default()
+    };
+    let basic = Level::Basic.isolation(Calls::Worker);
+    let child = sandbox.launch(tree, basic, None, &limits).unwrap();
+    let path = child.group().unwrap().path().to_owned();
+    let n_members = || {
+        let members = std::fs::read_to_string(path.join("cgroup.procs")).unwrap();
+        u64::try_from(members.lines().count()).unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // Five more have ended, which started the daemons and are not waited for.
+    while n_members() < PROCESSES - 5 {
+        assert!(Instant::now() < deadline, "{} processes", n_members());
+        std::thread::yield_now();
+    }
+    let killed_at = Instant::now();
+    child.killer().kill();
+    let outcome = child.wait().unwrap();
+    // All of them have this pipe: its end is theirs.
+    BufReader::new(reader).read_to_end(&mut Vec::new()).unwrap();
+    let took = killed_at.elapsed();
+    println!("{PROCESSES} processes were gone {took:?} after the kill");
+    assert!(outcome.killed && !outcome.timed_out, "{outcome:?}");
+    assert!(!path.exists(), "{}", path.display());
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 /// Not a test of its own: the process that the next test kills.
