@@ -38,6 +38,23 @@ const CHECKS: &[(&str, Check)] = &[
             &outcome,
         )
     }),
+    ("a child's memory", |boxes| {
+        let limits = GroupLimits {
+            memory_bytes: Some(48 << 20),
+            ..GroupLimits::default()
+        };
+        // Told whatever the program says, where it is asked at all.
+        let (_, outcome) = boxes.run_in("childs-memory", Some("exit=0"), limits, 120_000)?;
+        expect(outcome.out_of_memory && !outcome.timed_out, &outcome)
+    }),
+    ("zombies", |boxes| {
+        let limits = GroupLimits {
+            processes: Some(64),
+            ..GroupLimits::default()
+        };
+        let (group, outcome) = boxes.run_in("zombies", Some("exit=0"), limits, 60_000)?;
+        expect(outcome.status.success() && !group.exists(), &(group, outcome))
+    }),
     ("processes", |boxes| {
         let limits = GroupLimits {
             processes: Some(24),

@@ -140,7 +140,7 @@ fn privileged_who_is_not_root_has_every_layer_with_delegated_groups_and_not_with
     }
 
     let said = check(directory.path(), &delegated.groups);
-    assert_eq!(said.matches(": ok\n").count(), 7, "{said}");
+    assert_eq!(said.matches(": ok\n").count(), 9, "{said}");
     assert!(!said.contains("FAILED"), "{said}");
     assert_eq!(delegated.left(), Vec::<PathBuf>::new());
 

@@ -86,8 +86,8 @@ fn limits_and_walls_hold_with_version_2_alone() {
         .collect();
     assert!(boot.ended_by_itself, "{}", boot.serial);
     // As root, and then as a user to whom a group was delegated.
-    assert_eq!(verdicts.len(), 8 + 1 + 8, "{}", boot.serial);
-    for (index, expected) in [(7, "checked v2"), (8, "check"), (16, "checked v2")] {
+    assert_eq!(verdicts.len(), 10 + 1 + 10, "{}", boot.serial);
+    for (index, expected) in [(9, "checked v2"), (10, "check"), (20, "checked v2")] {
         assert_eq!(verdicts[index], expected, "{}", boot.serial);
     }
     assert!(!boot.serial.contains("FAILED"), "{}", boot.serial);
