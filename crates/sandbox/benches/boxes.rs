@@ -4,8 +4,8 @@
 //! cargo bench -p sandbox --bench boxes
 //! ```
 //!
-//! As root, on a machine that is doing nothing else; the plain launch beside it is the scale. The further mounts are made by
-//! a second process, in a mount namespace of its own with which they end: the host's others never see them.
+//! As root, on a machine that is doing nothing else; the plain launch beside it is the scale. The further mounts are made
+//! by a second process, in a mount namespace of its own with which they end: nobody else on the host sees them.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for people")]
 

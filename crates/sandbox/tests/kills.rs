@@ -198,7 +198,8 @@ fn program_at_a_terminal() {
         layers: sandbox::Layers::NONE,
         ..basic
     };
-    for (name, isolation) in [("outside", outside), ("basic", basic)] {
+    let strict = Level::Strict.isolation(Calls::Worker);
+    for (name, isolation) in [("outside", outside), ("basic", basic), ("strict", strict)] {
         let mut typist = spec(&["terminal"]);
         typist.stdin = Some(
             std::os::fd::AsFd::as_fd(&std::io::stdin())
@@ -235,5 +236,5 @@ fn privileged_a_terminal_takes_no_typing_from_a_box() {
             .contains("\"blocked\":true")
     };
     assert!(!verdict("outside "), "root may type into any terminal: {said}");
-    assert!(verdict("basic "), "{said}");
+    assert!(verdict("basic ") && verdict("strict "), "{said}");
 }

@@ -53,8 +53,8 @@ pub(crate) fn read_from_directory(number: i32) -> io::Result<String> {
     Ok(format!("read {} bytes", text.len()))
 }
 
-/// The first half of CVE-2019-5736: keeps its own program open, and runs another one, so that it is not running any more
-/// and may be opened for writing.
+/// The first half of CVE-2019-5736: keeps its own program open, and runs another one, so that its own is not running
+/// any more and may be opened for writing.
 pub(crate) fn keep_own_program(number: i32) -> io::Result<String> {
     let kept = File::open("/proc/self/exe")?.into_raw_fd();
     // SAFETY: two integers: it stays open in what is run next.

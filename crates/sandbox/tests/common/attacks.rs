@@ -13,7 +13,7 @@
 //! | an output's descriptor given to somebody else (CVE-2024-27297) | "abstract-socket", `no_descriptor_passes_through_a_socket`; that an output is only read after the end of its box is up to who launches |
 //! | an output with the set-user-id bit (CVE-2024-38531) | "set-user-id", "owner", "file-capability", "mode" |
 //! | typing into the terminal (CVE-2017-5226) | "console", `a_terminal_takes_no_typing_from_a_box` (`kills.rs`) |
-//! | other processes, `/proc/1` | "signal" to "ptrace", "proc", `a_box_cannot_touch_a_process_of_another`; during the set-up: `steps.rs` |
+//! | other processes, `/proc/1` | "signal" to "ptrace", "proc", `a_box_cannot_touch_a_process_of_another`; while a box is set up nothing of a tenant's runs in it |
 //! | device nodes | "device"; nothing of an image is in the box |
 //! | propagation of mounts | `a_mount_stays_in_its_box` |
 //! | keyrings, IPC, locks | "keyring", "file-lock", "record-lock", `boxes_share_no_queue_no_segment_and_no_key` (`kills.rs`) |
@@ -183,8 +183,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
     ),
     // Network.
     attack("tcp={tcp}", Fails(ENETUNREACH), Fails(ENOSYS), Depends(EACCES)),
-    attack("tcp={tcp6}", Fails(EADDRNOTAVAIL), Fails(ENOSYS), Depends(EACCES))
-        .unless(&[(Fails(EADDRNOTAVAIL), || !Path::new("/proc/net/if_inet6").exists())]),
+    attack("tcp={tcp6}", Fails(EADDRNOTAVAIL), Fails(ENOSYS), Depends(EACCES)).unless(&[
+        (Fails(EADDRNOTAVAIL), no_loopback_of_version_6),
+        (Fails(EAFNOSUPPORT), no_loopback_of_version_6),
+    ]),
     attack("udp={udp}", Fails(ENETUNREACH), Fails(ENOSYS), Gains),
     attack(
         "abstract-socket={name}",
@@ -234,7 +236,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("own-filter", Gains, Fails(EINVAL), Gains),
     // Descriptor 7 is the console.
     attack("console=7", Fails(EPERM), Fails(ENOTTY), Gains)
-        .unless(&[(Fails(ENOTTY), || !Path::new("/dev/tty0").exists())]),
+        .unless(&[(Fails(ENOTTY), || fs::File::open("/dev/tty0").is_err())]),
     // Processes.
     attack("signal={process}", Fails(ESRCH), Fails(ENOSYS), Depends(EPERM)),
     attack("thread-signal={process}", Fails(ESRCH), Gains, Depends(EPERM)),
@@ -318,6 +320,10 @@ fn no_protocol(name: &str) -> bool {
     !words_of("/proc/net/protocols")
         .lines()
         .any(|line| line.split_ascii_whitespace().next() == Some(name))
+}
+
+fn no_loopback_of_version_6() -> bool {
+    !words_of("/proc/net/if_inet6").contains(" lo\n")
 }
 
 fn no_file_system(name: &str) -> bool {
