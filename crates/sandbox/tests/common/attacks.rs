@@ -208,8 +208,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     ),
     attack("join-namespace=parent", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
     attack("mount", Fails(EPERM), Fails(ENOSYS), Fails(EPERM)),
-    // In a user namespace of its own a box may mount both, of which its own group is then the root; the files stay the
-    // host's.
+    // In a user namespace of its own a box may mount both and read there: of a hierarchy that it has joined its own
+    // group, of any other the names of the host's. The files stay the host's, and cannot be written.
     attack(
         "groups=cgroup:{groups}:release_agent",
         Fails(EACCES),
